@@ -1,0 +1,139 @@
+"""Every setting a person would change, with its default; read from the environment or `.env`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestration.errors import MendableError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+ENV_PREFIX = "WATERSHED_"
+
+
+class Settings(BaseSettings):
+    """The settings. Each is an environment variable `WATERSHED_<NAME>`; the environment wins over `.env`.
+
+    `.env.example` is this class in the form people copy; a test keeps the two equal.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=PROJECT_ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        validate_default=True,
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    data_dir: Path = Field(
+        Path("data"),
+        description="Folder for everything Watershed writes: catalog, lake, run history, demo sources. "
+        "A relative path starts at the project's root.",
+    )
+    catalog: str = Field(
+        "",
+        description="DuckLake catalog. Empty: sqlite:<data_dir>/catalog.sqlite. For a team: "
+        "postgres:dbname=lake host=... (password in PGPASSWORD or ~/.pgpass).",
+    )
+    lake_path: str = Field(
+        "",
+        description="Where the lake's Parquet files live: a folder or s3://bucket/prefix/. "
+        "Empty: <data_dir>/lake/.",
+    )
+    memory_limit: str = Field("2GB", description="Most memory one DuckDB connection may use.")
+    threads: int = Field(0, ge=0, description="Threads per DuckDB connection; 0 is one per core.")
+    lock_timeout_seconds: float = Field(
+        60.0, ge=0, description="How long a writer waits for another writer before it gives up."
+    )
+    retail_db_url: SecretStr = Field(
+        SecretStr(""),
+        description="The retailer's database: sqlite:///path/to/file or postgresql://user:password@host/db. "
+        "Empty: the demo's SQLite file, <data_dir>/demo/retail.sqlite.",
+    )
+    campaign_api_url: str = Field(
+        "http://127.0.0.1:8471",
+        description="Base URL of the campaign API. Default: the demo's service.",
+    )
+    campaign_api_token: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer token of the campaign API. `make demo` writes a random one to `.env` if unset.",
+    )
+    segmentation_first_month: str = Field(
+        "2017-01",
+        pattern=r"^\d{4}-\d{2}$",
+        description="First month that gets customer segments (YYYY-MM).",
+    )
+    segmentation_last_month: str = Field(
+        "2017-12",
+        pattern=r"^(\d{4}-\d{2}|open)$",
+        description="Last month that gets customer segments; `open` keeps adding months as they end. "
+        "The default is where the demo's data stops.",
+    )
+    automation: bool = Field(
+        False, description="Switches every schedule on: weekly API ingestion, monthly segmentation."
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _from_project_root(cls, value: Path) -> Path:
+        return PROJECT_ROOT / value.expanduser()
+
+    @field_validator("catalog")
+    @classmethod
+    def _embedded_by_default(cls, value: str, info: ValidationInfo) -> str:
+        kind, _, path = (value or f"sqlite:{info.data['data_dir']}/catalog.sqlite").partition(":")
+        return f"{kind}:{PROJECT_ROOT / path if kind == 'sqlite' else path}"
+
+    @field_validator("lake_path")
+    @classmethod
+    def _in_data_dir_by_default(cls, value: str, info: ValidationInfo) -> str:
+        value = value or f"{info.data['data_dir']}/lake"
+        return (value if "://" in value else str(PROJECT_ROOT / value)).rstrip("/") + "/"
+
+    @field_validator("retail_db_url")
+    @classmethod
+    def _demo_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        demo = f"sqlite:///{info.data['data_dir']}/demo/retail.sqlite"
+        return SecretStr(value.get_secret_value() or demo)
+
+    @property
+    def catalog_file(self) -> Path | None:
+        """The embedded catalog's file, or None when the catalog is a server."""
+        kind, _, path = self.catalog.partition(":")
+        return Path(path) if kind == "sqlite" else None
+
+    @property
+    def dagster_home(self) -> Path:
+        """Where Dagster keeps its run history."""
+        return self.data_dir / "dagster"
+
+    def value_of(self, name: str) -> str:
+        """The setting `name` as plain text; if it is a secret, hand it to the source and nowhere else."""
+        value = getattr(self, name)
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def variable(setting: str) -> str:
+    """The environment variable of a setting."""
+    return ENV_PREFIX + setting.upper()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; a mistake in one is a `MendableError` that names it."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = variable("_".join(str(part) for part in first["loc"]))
+        field = Settings.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        raise MendableError(
+            f"setting {name}",
+            expected=(field.description or "") if field else first["msg"],
+            arrived=first["msg"],
+            mend=f"change {name} in the environment or in {PROJECT_ROOT / '.env'}; see .env.example",
+        ) from None

@@ -1,0 +1,187 @@
+"""Connect to the warehouse: attach the DuckLake as `lake`, and take the writer's lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from orchestration.duckdb_session import literal, load_extensions, open_session
+from orchestration.errors import MendableError
+from orchestration.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import duckdb
+    from filelock import BaseFileLock
+
+ALIAS = "lake"
+"""The warehouse's database name in every connection: `lake.features.feat_household__purchases`."""
+
+
+def attach_statement(settings: Settings, *, read_only: bool = False) -> str:
+    """The ATTACH that opens the warehouse in any DuckDB of the pinned version."""
+    options = [f"data_path {literal(settings.lake_path)}", "override_data_path true"]
+    if settings.catalog_file is not None:
+        options.append("meta_busy_timeout 10000")
+    if read_only:
+        options.append("read_only")
+    elif settings.catalog_file is not None:
+        # Once set, the file stays in WAL mode; a reader that set it too would wait for every other.
+        options.append("meta_journal_mode 'WAL'")
+    return f"attach if not exists {literal('ducklake:' + settings.catalog)} as {ALIAS} ({', '.join(options)})"
+
+
+def extension_names(settings: Settings) -> list[str]:
+    """The extensions that the configured catalog and lake need."""
+    names = ["ducklake", "sqlite_scanner" if settings.catalog_file is not None else "postgres"]
+    return names + (["httpfs"] if "://" in settings.lake_path else [])
+
+
+def attach(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, *, read_only: bool = False
+) -> None:
+    """Attach the warehouse to `connection` as `lake`. Creates it when absent, unless read-only.
+
+    Raises:
+        MendableError: the catalog or the data folder cannot be reached or written, or there is
+            nothing to read yet.
+    """
+    import duckdb
+
+    if settings.catalog_file is not None:
+        if read_only and not settings.catalog_file.exists():
+            raise MendableError(
+                f"the warehouse at {settings.catalog_file}",
+                expected="a DuckLake catalog",
+                arrived="no such file: nothing has been built yet",
+                mend="make demo",
+            )
+        _require_writable(settings)
+    load_extensions(connection, extension_names(settings))
+    if "://" in settings.lake_path:
+        connection.execute(
+            "create or replace secret lake_store (type s3, provider credential_chain)"
+        )
+    try:
+        connection.execute(attach_statement(settings, read_only=read_only))
+    except duckdb.Error as error:
+        where = settings.catalog_file or f"{settings.catalog.partition(':')[0]} catalog"
+        raise MendableError(
+            f"the warehouse catalog ({where})",
+            expected="a DuckLake catalog that answers",
+            arrived=type(error).__name__
+            + (f": {error}" if settings.catalog_file else " (details withheld)"),
+            mend="check WATERSHED_CATALOG and WATERSHED_DATA_DIR in .env, then run the command again",
+        ) from None
+
+
+def connect(
+    settings: Settings | None = None, *, read_only: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """A connection whose default database is the warehouse.
+
+    Readers (`read_only=True`) never wait for writers. A writer holds `writing(settings)` around
+    its transaction.
+    """
+    settings = settings or load_settings()
+    connection = open_session(memory_limit=settings.memory_limit, threads=settings.threads)
+    try:
+        attach(connection, settings, read_only=read_only)
+        connection.execute(f"use {ALIAS}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def writing(settings: Settings, doing: str) -> Iterator[None]:
+    """Hold the embedded catalog's writer lock; a PostgreSQL catalog needs none and takes none.
+
+    The lock is the operating system's, so a killed writer leaves nothing to clean up.
+
+    Args:
+        settings: which warehouse.
+        doing: a few words for whoever has to wait, such as `landing retail_db.transactions`.
+
+    Raises:
+        MendableError: another writer held the lock for longer than `lock_timeout_seconds`.
+    """
+    lock = acquire_writer_lock(settings, doing)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
+    """Take the writer's lock and keep it until `release()` or the end of the process."""
+    if settings.catalog_file is None:
+        return None
+    from filelock import FileLock, Timeout
+
+    _require_writable(settings)
+    path = settings.catalog_file.with_suffix(".lock")
+    holder = settings.catalog_file.with_suffix(".writer.json")
+    lock = FileLock(path, timeout=0)
+    deadline = time.monotonic() + settings.lock_timeout_seconds
+    told = False
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            try:
+                who = json.loads(holder.read_text())
+                by = f"{who['doing']} (process {who['pid']})"
+            except (OSError, ValueError, KeyError):
+                by = "another process"
+            if time.monotonic() >= deadline:
+                raise MendableError(
+                    f"the warehouse at {settings.catalog_file}",
+                    expected="to be the only writer",
+                    arrived=f"{by} is writing, and was still after {settings.lock_timeout_seconds:g} s",
+                    mend="wait until it has finished, then run the command again "
+                    "(WATERSHED_LOCK_TIMEOUT_SECONDS sets how long to wait)",
+                ) from None
+            if not told:
+                print(f"waiting for {by} to finish writing ...", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.1)
+    holder.write_text(json.dumps({"pid": os.getpid(), "doing": doing}))
+    return lock
+
+
+def _require_writable(settings: Settings) -> None:
+    """Fail early and clearly when the catalog's folder cannot be written (readers need it too: WAL)."""
+    assert settings.catalog_file is not None
+    folder = settings.catalog_file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise MendableError(
+            f"the data folder {folder}",
+            expected="a folder this user can write to",
+            arrived="it is read-only or cannot be created",
+            mend=f"chmod u+w {folder}, or set WATERSHED_DATA_DIR to another folder in .env",
+        )
+
+
+@contextmanager
+def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Commit when the block ends, roll back when it raises."""
+    connection.execute("begin transaction")
+    try:
+        yield
+    except BaseException:
+        connection.execute("rollback")
+        raise
+    connection.execute("commit")

@@ -1,0 +1,23 @@
+"""What every test shares: settings that point at a folder of its own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from orchestration.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch, tmp_path):
+    """A test sees defaults, whatever the person's environment or `.env` says."""
+    for name in [n for n in os.environ if n.startswith("WATERSHED_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+    monkeypatch.setenv("WATERSHED_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings()

@@ -1,0 +1,88 @@
+"""The warehouse: readers never wait, one writer at a time, and mistakes are told in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from orchestration.errors import MendableError
+from orchestration.settings import load_settings
+from orchestration.warehouse.connect import attach_statement, connect, writing
+
+
+def test_a_reader_sees_the_last_commit_while_a_writer_is_inside_a_transaction(settings):
+    writer = connect(settings)
+    writer.execute("create schema raw; create table raw.t as select 1 as a")
+    with writing(settings, "a test"):
+        writer.execute("begin; insert into raw.t values (2)")
+        reader = connect(settings, read_only=True)
+        assert reader.execute("select count(*) from raw.t").fetchone() == (1,)
+        writer.execute("commit")
+    assert reader.execute("select count(*) from raw.t").fetchone() == (2,)
+
+
+def test_a_second_writer_is_told_who_writes_and_what_to_do(settings):
+    impatient = settings.model_copy(update={"lock_timeout_seconds": 0.2})
+    with (
+        writing(settings, "dbt build"),
+        pytest.raises(MendableError, match=r"dbt build \(process \d+\) is writing") as caught,
+        writing(impatient, "another build"),
+    ):
+        pass
+    assert "run the command again" in str(caught.value)
+
+
+def test_a_killed_writer_leaves_no_lock_behind(settings):
+    script = textwrap.dedent(
+        """
+        import os, signal
+        from orchestration.settings import load_settings
+        from orchestration.warehouse.connect import writing
+        with writing(load_settings(), "a doomed build"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    impatient = settings.model_copy(update={"lock_timeout_seconds": 0})
+    with writing(impatient, "the next build"):
+        pass
+
+
+def test_reading_before_anything_was_built_says_how_to_build(settings):
+    with pytest.raises(MendableError, match="make demo"):
+        connect(settings, read_only=True)
+
+
+def test_a_data_folder_that_cannot_be_written_is_named_with_the_setting(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    settings = load_settings(data_dir=tmp_path / "file" / "data")
+    with pytest.raises(MendableError, match="WATERSHED_DATA_DIR"):
+        connect(settings)
+
+
+def test_a_catalog_that_is_no_catalog_is_told_in_words(settings):
+    assert settings.catalog_file
+    settings.catalog_file.parent.mkdir(parents=True)
+    settings.catalog_file.write_bytes(b"not a database" * 100)
+    with pytest.raises(MendableError, match="WATERSHED_CATALOG"):
+        connect(settings)
+
+
+def test_a_moved_data_folder_still_opens(settings, tmp_path):
+    writer = connect(settings)
+    writer.execute("create schema raw; create table raw.t as select range as a from range(1000)")
+    writer.close()
+    settings.data_dir.rename(tmp_path / "elsewhere")
+    moved = load_settings(data_dir=tmp_path / "elsewhere")
+    assert connect(moved, read_only=True).execute("select sum(a) from raw.t").fetchone() == (
+        499500,
+    )
+
+
+def test_the_attach_statement_quotes_paths(tmp_path):
+    settings = load_settings(data_dir=tmp_path / "o'hara")
+    connect(settings).close()
+    assert "o''hara" in attach_statement(settings)
