@@ -1,0 +1,139 @@
+"""The predictions of customer segmentation: each household's segment as of each month's end."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from orchestration.defs.trained_models.customer_segmentation import (
+    ARCHETYPES,
+    COMMON,
+    MODEL,
+    TRAINING_SET,
+    broken_promises,
+    segments_before,
+    stored_model,
+    training_frame,
+)
+from orchestration.defs.vocabulary import (
+    lineage_from,
+    month_end,
+    picture,
+    raise_as_failure,
+    segmented_months,
+    table_schema,
+)
+from orchestration.errors import MendableError
+from orchestration.settings import load_settings
+
+PREDICTIONS = dg.AssetKey(["predictions", "customer_segments"])
+
+
+@dg.asset(
+    key=PREDICTIONS,
+    deps=[MODEL, TRAINING_SET.split("/")],
+    partitions_def=segmented_months(load_settings()),
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    description="Each household's segment as of a month's end, how sure the model is, and which"
+    " model version said so.",
+    tags={"layer": "predictions"},
+    check_specs=[
+        dg.AssetCheckSpec(
+            "matches_contract",
+            asset=PREDICTIONS,
+            blocking=True,
+            description="What came out of the model holds the pandera contract SEGMENTS, and every"
+            " household of the training set is in it once.",
+        )
+    ],
+    **COMMON,
+)
+def customer_segments(
+    context: dg.AssetExecutionContext,
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
+    """Score each month with that month's model; a frame that breaks its contract is not written."""
+    from orchestration.contracts.customer_segmentation import SEGMENTS
+    from orchestration.learning.customer_segmentation import FEATURES, predict
+    from orchestration.learning.customer_segmentation_plots import draw_migration
+    from orchestration.warehouse.connect import connect
+    from orchestration.warehouse.frames import read_frame, replace_part
+
+    settings = load_settings()
+    with raise_as_failure(), connect(settings) as connection:
+        archetypes = read_frame(connection, f"from {ARCHETYPES.replace('/', '.')}")
+        previous = segments_before(connection, month_end(min(context.partition_keys)))
+        for month in sorted(context.partition_keys):
+            as_of_at = month_end(month)
+            model = stored_model(connection, as_of_at)
+            if model is None:
+                raise MendableError(
+                    f"the trained model of {month[:7]}",
+                    expected=f"a row in {'.'.join(MODEL.path)}",
+                    arrived="none",
+                    mend=f"materialise {MODEL.to_user_string()} for {month} first",
+                )
+            _, frame = training_frame(connection, as_of_at)
+            segments = predict(model, frame)
+            broken = broken_promises(SEGMENTS, segments)
+            if segments.height != frame.height:
+                broken.append(f"{frame.height} households in, {segments.height} out")
+            if broken:
+                yield dg.AssetCheckResult(
+                    check_name="matches_contract",
+                    passed=False,
+                    metadata={"month": month, "broken": broken},
+                )
+                raise dg.Failure(
+                    f"the predictions of {month} do not hold their contract: {broken}",
+                    allow_retries=False,
+                )
+            replace_part(
+                connection,
+                settings,
+                {".".join(PREDICTIONS.path): segments},
+                where="as_of_at",
+                equals=as_of_at,
+            )
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": segments.height,
+                    "model_version": model.version,
+                    **(
+                        {
+                            "plot": picture(
+                                draw_migration(previous, segments, archetypes), f"moves to {month}"
+                            )
+                        }
+                        if previous is not None
+                        else {}
+                    ),
+                },
+                asset_key=PREDICTIONS,
+                partition_key=month,
+            )
+            previous = segments
+        yield dg.AssetCheckResult(
+            check_name="matches_contract",
+            passed=True,
+            metadata={"months": len(context.partition_keys)},
+        )
+        features = [(TRAINING_SET, feature.column) for feature in FEATURES]
+        model_columns = [("/".join(MODEL.path), "parameters"), *features]
+        yield dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": read_frame(
+                    connection, f"select count(*) as n from {'.'.join(PREDICTIONS.path)}"
+                )["n"][0],
+                "dagster/table_name": f"lake.{'.'.join(PREDICTIONS.path)}",
+                "dagster/column_schema": table_schema(SEGMENTS),
+                "dagster/column_lineage": lineage_from(
+                    {
+                        "household_id": [(TRAINING_SET, "household_id")],
+                        "as_of_at": [(TRAINING_SET, "as_of_at")],
+                        "segment_id": model_columns,
+                        "segment_name": model_columns,
+                        "confidence": model_columns,
+                        "model_version": [("/".join(MODEL.path), "model_version")],
+                    }
+                ),
+            }
+        )

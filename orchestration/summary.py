@@ -1,0 +1,103 @@
+"""The table a build ends with: what exists now, how it fared, and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestration.layers import LAYERS
+from orchestration.settings import Settings
+from orchestration.warehouse.connect import connect
+
+if TYPE_CHECKING:
+    import duckdb
+    from rich.console import Console
+
+    from orchestration.build import Built
+
+
+def print_summary(console: Console, settings: Settings, built: Built) -> None:
+    """Print rows per layer, the latest segments, checks, seconds, and the three next commands."""
+    connection = connect(settings, read_only=True)
+    try:
+        console.print()
+        _layers(console, connection)
+        _segments(console, connection)
+    finally:
+        connection.close()
+    from rich.markup import escape
+
+    for failure in built.failures:
+        console.print(f"\n[red]failed[/] {escape(failure)}", soft_wrap=True)
+    for check in built.checks_warned + built.checks_failed:
+        console.print(f"  [yellow]![/] {check}", soft_wrap=True)
+    outcome = "[green]all is built[/]" if built.succeeded else "[red]the build stopped[/]"
+    console.print(
+        f"\n{outcome}: {built.assets} assets materialised, {built.checks_passed} checks passed, "
+        f"{len(built.checks_warned)} warned, {len(built.checks_failed)} failed, "
+        f"in {built.seconds:.0f} s",
+        soft_wrap=True,
+    )
+    if built.succeeded:
+        console.print("\n[bold]next[/]")
+        for command, purpose in (
+            ("make ui", "open the graph in Dagster"),
+            ('make sql q="from monitoring.mon_segments__monthly"', "query an output"),
+            ("cd dbt_project && ../.venv/bin/dbt build", "run dbt alone"),
+        ):
+            console.print(f"  {command:<52} {purpose}")
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
+    return connection.execute(
+        "select schema_name, table_name from duckdb_tables()"
+        " where database_name = current_database()"
+    ).fetchall()
+
+
+def _layers(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+    from rich.table import Table
+
+    tables = [(schema, table) for schema, table in _tables(connection) if schema in LAYERS]
+    if not tables:
+        return
+    counts = connection.execute(
+        " union all ".join(
+            f"select '{schema}' as layer, count(*) as n from {schema}.\"{table}\""
+            for schema, table in tables
+        )
+    ).fetchall()
+    shown = Table("layer", box=None, pad_edge=False)
+    shown.add_column("tables", justify="right")
+    shown.add_column("rows", justify="right")
+    for layer in LAYERS:
+        rows = [n for schema, n in counts if schema == layer]
+        if rows:
+            shown.add_row(layer, str(len(rows)), f"{sum(rows):,}")
+    console.print(shown)
+
+
+def _segments(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+    from rich.table import Table
+
+    if ("monitoring", "mon_segments__monthly") not in _tables(connection):
+        return
+    rows = connection.execute(
+        """
+        select cast(as_of_at - interval 1 day as date), segment_name, households_count,
+            households_share, revenue_usd, revenue_share
+        from monitoring.mon_segments__monthly
+        where as_of_at = (select max(as_of_at) from monitoring.mon_segments__monthly)
+        order by revenue_share desc
+        """
+    ).fetchall()
+    if not rows:
+        return
+    shown = Table(f"segments at {rows[0][0]}", box=None, pad_edge=False)
+    for column in ("households", "share", "revenue", "share of revenue"):
+        shown.add_column(column, justify="right")
+    for _, name, households, share, revenue, revenue_share in rows:
+        shown.add_row(
+            name, f"{households:,}", f"{share:.0%}", f"${revenue:,.0f}", f"{revenue_share:.0%}"
+        )
+    console.print()
+    console.print(shown)
