@@ -64,13 +64,13 @@ def read(
     batch_rows: int = BATCH_ROWS,
     memory_limit: str = "1GB",
 ) -> Iterator[Batch]:
-    """Read what came after `position`, from one consistent snapshot of the database.
+    """Read what came after `position`, as it stood at one moment.
 
     Args:
         source: the table.
         position: where the last read ended; `{}` to begin.
         batch_rows: most rows in a batch.
-        memory_limit: most memory DuckDB may use meanwhile; beyond it, sorting goes to disk.
+        memory_limit: most memory DuckDB may use meanwhile; what needs more goes to disk.
 
     Raises:
         SourceUnavailableError: the database does not answer or refuses the login.
@@ -87,7 +87,6 @@ def read(
         unexpected = unexpected_columns(
             source.system, source.table, expected=source.columns, arrived=declared
         )
-        connection.execute("begin transaction read only")
         batches = _whole_table if source.cursor is None else _after_cursor
         for batch in batches(connection, source, declared, position, batch_rows):
             yield replace(batch, unexpected_columns=unexpected)
@@ -107,12 +106,17 @@ def _whole_table(
     position: Position,
     batch_rows: int,
 ) -> Iterator[Batch]:
-    columns = _select_list(source, declared)
     names = ", ".join(map(quoted, source.columns))
+    # Copied by one statement, so that fingerprint and rows are of the same moment. A transaction
+    # would do as well, but DuckDB aborts the process when PostgreSQL goes away in the middle of one.
+    connection.execute(
+        f"create temp table snapshot as select {_select_list(source, declared)}"
+        f" from {_table(source)}"
+    )
     row = connection.execute(
         f"""
         select cast(coalesce(sum(cast(hash({names}) as hugeint)), 0) as varchar), count(*)
-        from (select {columns} from {_table(source)})
+        from snapshot
         """
     ).fetchone()
     assert row is not None
@@ -121,9 +125,7 @@ def _whole_table(
     if arrived == position:
         yield Batch(pa.table({}), position, unchanged_rows=rows)
         return
-    reader = connection.execute(f"select {columns} from {_table(source)}").to_arrow_reader(
-        batch_rows
-    )
+    reader = connection.execute("select * from snapshot").to_arrow_reader(batch_rows)
     if rows == 0:
         yield Batch(reader.schema.empty_table(), arrived)
     for record_batch in reader:
@@ -251,6 +253,7 @@ _UNREADABLE = {
     "malformed": "a damaged SQLite file",
     "unable to open": "a file that this user may not open",
     "Invalid UTF8": "a text that is not UTF-8",
+    "Invalid unicode": "a text that is not UTF-8",
 }
 
 
