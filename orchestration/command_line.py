@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -140,10 +141,14 @@ def _console() -> Console:
     return Console(file=sys.stdout, highlight=False)
 
 
+def _is_demo_database(settings: Settings) -> bool:
+    return settings.retail_db_url == load_settings(retail_db_url="").retail_db_url
+
+
 def _demo_settings() -> Settings:
     """The settings, with a token for the demo's API in `.env` if there is none anywhere."""
     settings = load_settings()
-    if settings.retail_db_url != load_settings(retail_db_url="").retail_db_url:
+    if not _is_demo_database(settings):
         raise MendableError(
             "make demo",
             expected="the demo's own source systems",
@@ -160,9 +165,14 @@ def _demo_settings() -> Settings:
 
 
 def _demo_api(settings: Settings) -> ExitStack:
-    """The demo's campaign API for as long as the block runs, if it is the one the settings name."""
+    """The demo's campaign API for as long as the block runs, if it is the one the settings name.
+
+    That is so at its default address, and at any port of this machine beside the demo's database.
+    """
     stack = ExitStack()
-    if settings.campaign_api_url == Settings.model_fields["campaign_api_url"].default:
+    local = urlsplit(settings.campaign_api_url).hostname in ("127.0.0.1", "localhost")
+    default = Settings.model_fields["campaign_api_url"].default
+    if settings.campaign_api_url == default or (local and _is_demo_database(settings)):
         from orchestration.demo import campaign_api
 
         stack.enter_context(

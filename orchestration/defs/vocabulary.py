@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from orchestration.errors import MendableError, SourceUnavailableError
-from orchestration.settings import Settings
+from orchestration.layers import LAYERS
+from orchestration.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
     import pandera.polars as pa
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+LINEAGE = "dagster/column_lineage"
 
 
 def code_version(*parts: str) -> str:
@@ -42,14 +45,26 @@ def raise_as_failure() -> Iterator[None]:
         ) from None
 
 
+def documented_columns(table: str) -> dict[str, str]:
+    """Column to description of a table that Python fills, as the dbt project documents its source."""
+    manifest = json.loads((PROJECT_ROOT / "dbt_project" / "target" / "manifest.json").read_bytes())
+    source = manifest["sources"].get(f"source.watershed.{table}", {"columns": {}})
+    return {name: column["description"] for name, column in source["columns"].items()}
+
+
 def table_schema(contract: pa.DataFrameSchema) -> dg.TableSchema:
-    """The columns of a pandera contract, as Dagster shows them."""
+    """The columns of a pandera contract, as Dagster shows them: SQL types, descriptions, constraints."""
+    from orchestration.landing.checking import sql_types
+
+    layer, _, table = str(contract.name).partition(".")
+    descriptions = documented_columns(contract.name if layer in LAYERS else f"raw.{layer}__{table}")
+    types = sql_types(contract)
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 name=name,
-                type=str(column.dtype),
-                description=column.description,
+                type=types[name],
+                description=column.description or descriptions.get(name),
                 constraints=dg.TableColumnConstraints(
                     nullable=column.nullable,
                     unique=column.unique,
@@ -76,6 +91,26 @@ def lineage_from(
     )
 
 
+def column_lineage(lineage: dg.TableColumnLineage) -> dict[str, Any]:
+    """The lineage as Dagster keeps it, and as a table to read: its open-source UI does not draw it."""
+    rows = [
+        f"| {column} | {_link(dep) if dep else 'no column'} |"
+        for column, deps in sorted(lineage.deps_by_column.items())
+        for dep in deps or [None]
+    ]
+    return {
+        LINEAGE: lineage,
+        "columns_come_from": dg.MetadataValue.md(
+            "\n".join(["| column | comes from |", "|---|---|", *rows])
+        ),
+    }
+
+
+def _link(dep: dg.TableColumnDep) -> str:
+    table = dep.asset_key.path
+    return f"[{'.'.join(table)}](/assets/{'/'.join(table)}).{dep.column_name}"
+
+
 def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
     """A PNG that the UI shows in place."""
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{b64encode(png).decode()})")
@@ -84,16 +119,14 @@ def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
 def segmented_months(settings: Settings) -> dg.MonthlyPartitionsDefinition:
     """The months that get customer segments, as the settings say."""
     last = settings.segmentation_last_month
-    end = None
-    if last != "open":
-        year, month = map(int, last.split("-"))
-        end = f"{year + month // 12}-{month % 12 + 1:02d}-01"
     return dg.MonthlyPartitionsDefinition(
-        start_date=f"{settings.segmentation_first_month}-01", end_date=end
+        start_date=settings.segmentation_first_month,
+        end_date=None if last == "open" else month_end(last),
+        fmt="%Y-%m",
     )
 
 
 def month_end(partition_key: str) -> datetime:
     """The `as_of_at` of a month's partition: the first instant after the month, naive UTC."""
-    start = datetime.strptime(partition_key, "%Y-%m-%d")
+    start = datetime.strptime(partition_key, "%Y-%m")
     return datetime(start.year + start.month // 12, start.month % 12 + 1, 1)

@@ -15,6 +15,7 @@ from orchestration.defs.trained_models.customer_segmentation import (
     training_frame,
 )
 from orchestration.defs.vocabulary import (
+    column_lineage,
     lineage_from,
     month_end,
     picture,
@@ -36,6 +37,7 @@ PREDICTIONS = dg.AssetKey(["predictions", "customer_segments"])
     description="Each household's segment as of a month's end, how sure the model is, and which"
     " model version said so.",
     tags={"layer": "predictions"},
+    metadata={"dagster/table_name": f"lake.{'.'.join(PREDICTIONS.path)}"},
     check_specs=[
         dg.AssetCheckSpec(
             "matches_contract",
@@ -66,7 +68,7 @@ def customer_segments(
             model = stored_model(connection, as_of_at)
             if model is None:
                 raise MendableError(
-                    f"the trained model of {month[:7]}",
+                    f"the trained model of {month}",
                     expected=f"a row in {'.'.join(MODEL.path)}",
                     arrived="none",
                     mend=f"materialise {MODEL.to_user_string()} for {month} first",
@@ -95,8 +97,6 @@ def customer_segments(
             )
             context.add_asset_metadata(
                 {
-                    "dagster/partition_row_count": segments.height,
-                    "model_version": model.version,
                     **(
                         {
                             "plot": picture(
@@ -106,6 +106,8 @@ def customer_segments(
                         if previous is not None
                         else {}
                     ),
+                    "model_version": model.version,
+                    "dagster/partition_row_count": segments.height,
                 },
                 asset_key=PREDICTIONS,
                 partition_key=month,
@@ -123,17 +125,18 @@ def customer_segments(
                 "dagster/row_count": read_frame(
                     connection, f"select count(*) as n from {'.'.join(PREDICTIONS.path)}"
                 )["n"][0],
-                "dagster/table_name": f"lake.{'.'.join(PREDICTIONS.path)}",
                 "dagster/column_schema": table_schema(SEGMENTS),
-                "dagster/column_lineage": lineage_from(
-                    {
-                        "household_id": [(TRAINING_SET, "household_id")],
-                        "as_of_at": [(TRAINING_SET, "as_of_at")],
-                        "segment_id": model_columns,
-                        "segment_name": model_columns,
-                        "confidence": model_columns,
-                        "model_version": [("/".join(MODEL.path), "model_version")],
-                    }
+                **column_lineage(
+                    lineage_from(
+                        {
+                            "household_id": [(TRAINING_SET, "household_id")],
+                            "as_of_at": [(TRAINING_SET, "as_of_at")],
+                            "segment_id": model_columns,
+                            "segment_name": model_columns,
+                            "confidence": model_columns,
+                            "model_version": [("/".join(MODEL.path), "model_version")],
+                        }
+                    )
                 ),
             }
         )

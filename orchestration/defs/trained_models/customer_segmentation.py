@@ -9,6 +9,8 @@ import dagster as dg
 
 from orchestration.defs.vocabulary import (
     code_version,
+    column_lineage,
+    documented_columns,
     lineage_from,
     month_end,
     picture,
@@ -50,6 +52,7 @@ COMMON: dict[str, Any] = {
             description="One trained model per month: k-means on how households buy. A row holds"
             " the model (JSON, numbers only), how it was chosen, and the snapshot it learned from.",
             tags={"layer": "trained_models"},
+            metadata={"dagster/table_name": f"lake.{'.'.join(MODEL.path)}"},
             **COMMON,
         ),
         dg.AssetSpec(
@@ -57,6 +60,7 @@ COMMON: dict[str, Any] = {
             deps=[TRAINING_SET.split("/"), ARCHETYPES.split("/")],
             description="The segments of each month's model, in words and numbers for marketing.",
             tags={"layer": "trained_models"},
+            metadata={"dagster/table_name": f"lake.{'.'.join(SEGMENTS.path)}"},
             **COMMON,
         ),
     ],
@@ -246,21 +250,23 @@ def _tell(
 
     model = fitted.model
     context.log.info(
-        f"{month[:7]}: {len(model.segment_names)} segments, silhouette {fitted.silhouette:.2f}"
+        f"{month}: {len(model.segment_names)} segments, silhouette {fitted.silhouette:.2f}"
     )
     context.add_asset_metadata(
         {
-            "dagster/partition_row_count": 1,
+            "plot": picture(
+                draw_segments(model, frame, segments, archetypes), f"segments of {month}"
+            ),
             "model_version": model.version,
-            "training_rows": frame.height,
-            "training_snapshot": snapshot,
             "segments": len(model.segment_names),
             "silhouette": fitted.silhouette,
-            "names_kept": list(fitted.kept_names),
-            "criterion": list(fitted.criterion),
-            "plot": picture(
-                draw_segments(model, frame, segments, archetypes), f"segments of {month[:7]}"
+            "names_kept_from_last_month": ", ".join(fitted.kept_names) or "none",
+            "numbers_of_segments_tried": dg.MetadataValue.table(
+                [dg.TableRecord(entry) for entry in fitted.criterion]
             ),
+            "training_rows": frame.height,
+            "training_snapshot": snapshot,
+            "dagster/partition_row_count": 1,
         },
         asset_key=MODEL,
         partition_key=month,
@@ -273,10 +279,10 @@ def _tell(
     )
     context.add_asset_metadata(
         {
-            "dagster/partition_row_count": words.height,
             "segments": dg.MetadataValue.md(
                 f"| segment | share | what it is |\n|---|---|---|\n{table}"
             ),
+            "dagster/partition_row_count": words.height,
         },
         asset_key=SEGMENTS,
         partition_key=month,
@@ -286,9 +292,11 @@ def _tell(
 def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -> dict[str, Any]:
     """Row count, columns and column lineage of one of the two tables."""
     from orchestration.learning.customer_segmentation import FEATURES
-    from orchestration.warehouse.frames import read_frame
 
-    rows = read_frame(connection, f"from {'.'.join(key.path)}")
+    table = ".".join(key.path)
+    ((rows,),) = connection.execute(f"select count(*) from {table}").fetchall()
+    columns = {name: kind for name, kind, *_ in connection.execute(f"describe {table}").fetchall()}
+    descriptions = documented_columns(table)
     features = [(TRAINING_SET, feature.column) for feature in FEATURES]
     names = [*features, (ARCHETYPES, "segment_name")]
     sources: dict[str, list[tuple[str, str]]] = {
@@ -302,12 +310,11 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
         "algorithm": [],
     }
     return {
-        "dagster/row_count": rows.height,
-        "dagster/table_name": f"lake.{'.'.join(key.path)}",
+        "dagster/row_count": rows,
         "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(name, str(dtype)) for name, dtype in rows.schema.items()]
+            [dg.TableColumn(n, kind, descriptions.get(n)) for n, kind in columns.items()]
         ),
-        "dagster/column_lineage": lineage_from(
-            {column: sources.get(column, features) for column in rows.columns}
+        **column_lineage(
+            lineage_from({column: sources.get(column, features) for column in columns})
         ),
     }
