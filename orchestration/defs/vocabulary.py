@@ -45,10 +45,14 @@ def raise_as_failure() -> Iterator[None]:
         ) from None
 
 
+def dbt_manifest() -> Any:
+    """What dbt knows of the project, as it was last parsed."""
+    return json.loads((PROJECT_ROOT / "dbt_project" / "target" / "manifest.json").read_bytes())
+
+
 def documented_columns(table: str) -> dict[str, str]:
     """Column to description of a table that Python fills, as the dbt project documents its source."""
-    manifest = json.loads((PROJECT_ROOT / "dbt_project" / "target" / "manifest.json").read_bytes())
-    source = manifest["sources"].get(f"source.watershed.{table}", {"columns": {}})
+    source = dbt_manifest()["sources"].get(f"source.watershed.{table}", {"columns": {}})
     return {name: column["description"] for name, column in source["columns"].items()}
 
 
@@ -94,9 +98,9 @@ def lineage_from(
 def column_lineage(lineage: dg.TableColumnLineage) -> dict[str, Any]:
     """The lineage as Dagster keeps it, and as a table to read: its open-source UI does not draw it."""
     rows = [
-        f"| {column} | {_link(dep) if dep else 'no column'} |"
+        f"| {column} | {source} |"
         for column, deps in sorted(lineage.deps_by_column.items())
-        for dep in deps or [None]
+        for source in [_link(dep) for dep in deps] or ["no column"]
     ]
     return {
         LINEAGE: lineage,

@@ -182,6 +182,12 @@ def test_every_built_asset_is_checked_and_has_a_code_version(graph):
             assert asset["code_version"], f"{key} has no code version"
 
 
+def test_the_ledger_is_read_after_every_raw_table_has_landed(graph):
+    raw = {key for key in graph if key.startswith("raw/")}
+    assert raw
+    assert set(graph["landing/ledger"]["deps"]) == raw
+
+
 def test_only_the_layers_at_the_ends_of_the_path_lack_a_reader(graph):
     read = {parent for asset in graph.values() for parent in asset["deps"]}
     unread = {key for key in graph if key not in read and not key.startswith("monitoring/")}
