@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestration.errors import MendableError
 from orchestration.layers import LAYERS
 from orchestration.settings import Settings
 from orchestration.warehouse.connect import connect
@@ -16,17 +17,24 @@ if TYPE_CHECKING:
 
 
 def print_summary(console: Console, settings: Settings, built: Built) -> None:
-    """Print rows per layer, the latest segments, checks, seconds, and the three next commands."""
-    connection = connect(settings, read_only=True)
-    try:
-        console.print()
-        _layers(console, connection)
-        _segments(console, connection)
-    finally:
-        connection.close()
+    """Print rows per layer, the latest segments, checks, seconds, and the three next commands.
+
+    What failed is always said, also when there is no warehouse yet or it cannot be read.
+    """
     from rich.markup import escape
 
-    for failure in built.failures:
+    failures = list(built.failures)
+    try:
+        if settings.catalog_file is None or settings.catalog_file.exists():
+            with connect(settings, read_only=True) as connection:
+                console.print()
+                _layers(console, connection)
+                _segments(console, connection)
+    except MendableError as error:
+        if built.succeeded:
+            raise
+        failures.append(str(error))
+    for failure in failures:
         console.print(f"\n[red]failed[/] {escape(failure)}", soft_wrap=True)
     for check in built.checks_warned + built.checks_failed:
         console.print(f"  [yellow]![/] {check}", soft_wrap=True)

@@ -1,0 +1,43 @@
+"""The table a build ends with."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from orchestration.build import Built
+from orchestration.summary import print_summary
+from orchestration.warehouse.connect import connect
+
+
+def told(settings, built: Built) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(console, settings, built)
+    return console.file.getvalue()
+
+
+FAILED = Built(succeeded=False, failures=["raw__a: [expected] something else"])
+
+
+def test_failures_are_shown_before_there_is_a_warehouse(settings):
+    text = told(settings, FAILED)
+    assert "raw__a: [expected] something else" in text
+    assert "the build stopped" in text
+    assert not settings.data_dir.exists()
+
+
+def test_failures_are_shown_when_the_warehouse_cannot_be_read(settings):
+    settings.catalog_file.parent.mkdir()
+    settings.catalog_file.write_text("not a catalog")
+    text = told(settings, FAILED)
+    assert "raw__a: [expected] something else" in text
+    assert str(settings.catalog_file) in text
+
+
+@pytest.mark.parametrize("built", [FAILED, Built()])
+def test_the_layers_that_exist_are_counted(settings, built):
+    with connect(settings) as connection:
+        connection.execute("create schema raw; create table raw.a as select 1 as x")
+    assert "raw" in told(settings, built).split()
