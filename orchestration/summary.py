@@ -21,6 +21,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
 
     What failed is always said, also when there is no warehouse yet or it cannot be read.
     """
+    import duckdb
     from rich.markup import escape
 
     failures = list(built.failures)
@@ -30,7 +31,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
                 console.print()
                 _layers(console, connection)
                 _segments(console, connection)
-    except MendableError as error:
+    except (MendableError, duckdb.Error) as error:
         if built.succeeded:
             raise
         failures.append(str(error))
