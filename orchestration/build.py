@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.errors import MendableError
 from orchestration.settings import PROJECT_ROOT, Settings
+from orchestration.warehouse.connect import require_writable
 
 
 @dataclass
@@ -28,7 +29,12 @@ class Built:
 
 
 def prepare_dagster_home(settings: Settings) -> None:
-    """Point Dagster at its run history in the data folder, with the project's `dagster.yaml`."""
+    """Point Dagster at its run history in the data folder, with the project's `dagster.yaml`.
+
+    Raises:
+        MendableError: the data folder cannot be written.
+    """
+    require_writable(settings.data_dir)
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(
         PROJECT_ROOT / "orchestration" / "dagster.yaml", settings.dagster_home / "dagster.yaml"
@@ -71,13 +77,21 @@ def build(settings: Settings, step: Callable[[str], None]) -> Built:
         step: told the title of each of the two parts.
 
     Returns:
-        What was built; `failures` holds one readable text per failed step, the checks are the
-        latest evaluation of every check in the graph.
+        What was built; `failures` holds one readable text per cause, the checks are the latest
+        evaluation of every check in the graph.
+
+    Raises:
+        MendableError: the data folder cannot be written, or another build is running.
     """
+    prepare_dagster_home(settings)
+    with _only_build(settings):
+        return _build(settings, step)
+
+
+def _build(settings: Settings, step: Callable[[str], None]) -> Built:
     import dagster as dg
 
     started = time.perf_counter()
-    prepare_dagster_home(settings)
     prepare_manifest()
     from orchestration.definitions import definitions
 
@@ -92,7 +106,7 @@ def build(settings: Settings, step: Callable[[str], None]) -> Built:
         raw = [key for key in graph.materializable_asset_keys if key.path[0] == "raw"]
         for title, select in (
             ("2/3  landing what is new", lambda: raw),
-            ("3/3  building what that made stale", lambda: _not_up_to_date(instance, graph)),
+            ("3/3  building what that made stale", lambda: not_up_to_date(instance, graph)),
         ):
             selected = select()
             step(f"{title} ({len(selected)} assets)")
@@ -107,20 +121,48 @@ def build(settings: Settings, step: Callable[[str], None]) -> Built:
                     raise_on_error=False,
                 )
             built.assets += len(selected)
-            for event in result.filter_events(lambda event: event.is_step_failure):
-                error = event.step_failure_data.error
-                user = event.step_failure_data.user_failure_data
-                cause = (error.cause or error) if error else None
-                text = (user and user.description) or (
-                    cause.message if cause else "no reason given"
-                )
-                built.failures.append(f"{event.step_key}: {text}".strip())
+            built.failures += _causes(result)
             if not result.success:
                 built.succeeded = False
                 break
         _count_checks(instance, graph, built)
     built.seconds = time.perf_counter() - started
     return built
+
+
+@contextlib.contextmanager
+def _only_build(settings: Settings) -> Iterator[None]:
+    """Hold the data folder's build lock, which ends with the process; a second build is refused."""
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(settings.data_dir / "build.lock", timeout=0).acquire()
+    except Timeout:
+        raise MendableError(
+            f"the build into {settings.data_dir}",
+            expected="to be the only one",
+            arrived="another build is running; this one has changed nothing",
+            mend="wait until it has finished, then run the command again",
+        ) from None
+    with lock:
+        yield
+
+
+def _causes(result: Any) -> list[str]:
+    """One text per cause of a run's failures; the things that it stopped stand before it together."""
+    texts: list[str] = []
+    things: dict[str, list[str]] = {}
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        error = event.step_failure_data.error
+        user = event.step_failure_data.user_failure_data
+        cause = (error.cause or error) if error else None
+        text = (user and user.description) or (cause.message if cause else "no reason given")
+        thing, mendable, rest = text.partition("\n  expected:")
+        if not mendable:
+            texts.append(f"{event.step_key}: {text}".strip())
+        elif thing not in things.setdefault(mendable + rest, []):
+            things[mendable + rest].append(thing)
+    return [f"{', '.join(names)}{cause}" for cause, names in things.items()] + texts
 
 
 def _partition_range(graph: Any, selected: list[Any]) -> dict[str, str]:
@@ -136,7 +178,7 @@ def _partition_range(graph: Any, selected: list[Any]) -> dict[str, str]:
     return {ASSET_PARTITION_RANGE_START_TAG: keys[0], ASSET_PARTITION_RANGE_END_TAG: keys[-1]}
 
 
-def _not_up_to_date(instance: Any, graph: Any) -> list[Any]:
+def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
     """The assets the UI shows as missing or unsynced or with a failed check, and all downstream."""
     import dagster as dg
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.duckdb_session import literal, load_extensions, open_session
@@ -60,7 +61,8 @@ def attach(
                 arrived="no such file: nothing has been built yet",
                 mend="make demo",
             )
-        _require_writable(settings)
+        # readers need it too: WAL
+        require_writable(settings.catalog_file.parent)
     load_extensions(connection, extension_names(settings))
     if "://" in settings.lake_path:
         connection.execute(
@@ -125,7 +127,7 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
         return None
     from filelock import FileLock, Timeout
 
-    _require_writable(settings)
+    require_writable(settings.catalog_file.parent)
     path = settings.catalog_file.with_suffix(".lock")
     holder = settings.catalog_file.with_suffix(".writer.json")
     lock = FileLock(path, timeout=0)
@@ -157,10 +159,8 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
     return lock
 
 
-def _require_writable(settings: Settings) -> None:
-    """Fail early and clearly when the catalog's folder cannot be written (readers need it too: WAL)."""
-    assert settings.catalog_file is not None
-    folder = settings.catalog_file.parent
+def require_writable(folder: Path) -> None:
+    """Create the folder if need be; fail early and clearly when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

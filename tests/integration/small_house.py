@@ -1,0 +1,105 @@
+"""A small house for integration tests: 150 households, three months, and the command line to build it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestration.command_line import main
+from orchestration.settings import load_settings
+from orchestration.warehouse.connect import connect
+from orchestration.warehouse.frames import read_frame
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+HOUSEHOLDS = 150
+TOKEN = "a-token-that-must-not-leak"
+
+
+class House:
+    """A warehouse with its two source systems, and the command line to build it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.database = folder / "retail.sqlite"
+        self.settings = load_settings(data_dir=folder / "data")
+        self.environment = {
+            "WATERSHED_DATA_DIR": str(folder / "data"),
+            "WATERSHED_RETAIL_DB_URL": f"sqlite:///{self.database}",
+            "WATERSHED_CAMPAIGN_API_URL": self.url,
+            "WATERSHED_CAMPAIGN_API_TOKEN": TOKEN,
+            "WATERSHED_SEGMENTATION_LAST_MONTH": "2017-03",
+            "PYTHONWARNINGS": "ignore",
+        }
+
+    def run(self, *command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        """A command in a process of its own."""
+        outside = {n: v for n, v in os.environ.items() if not n.startswith("WATERSHED_")}
+        return subprocess.run(
+            command, cwd=cwd, env={**outside, **self.environment}, capture_output=True, text=True
+        )
+
+    def watershed(self, *arguments: str, **environment: str) -> Result:
+        """`watershed ...` in this process, which has imported everything already."""
+        return CliRunner().invoke(main, arguments, env={**self.environment, **environment})
+
+    def materialize(
+        self, asset: str, monkeypatch: pytest.MonkeyPatch
+    ) -> tuple[set[str], dict[str, bool]]:
+        """Materialise one asset, as the UI does; what is not up to date then, and its checks' results."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("DAGSTER_HOME", str(self.settings.dagster_home))
+        import dagster as dg  # noqa: TID251
+
+        from orchestration.build import not_up_to_date
+        from orchestration.definitions import definitions  # reads the settings when it is imported
+
+        defs = definitions()
+        with dg.DagsterInstance.get() as instance:
+            result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+                instance=instance, asset_selection=[dg.AssetKey(asset.split("/"))]
+            )
+            stale = not_up_to_date(instance, defs.get_repository_def().asset_graph)
+        evaluations = result.get_asset_check_evaluations()
+        return {"/".join(key.path) for key in stale}, {e.check_name: e.passed for e in evaluations}
+
+    def rows(self, query: str) -> list[tuple]:
+        with connect(self.settings, read_only=True) as connection:
+            return read_frame(connection, query).rows()
+
+    def contents(self) -> dict[str, list[tuple]]:
+        """Every table but landing's own bookkeeping, as its rows and files; each write makes new files."""
+        with connect(self.settings, read_only=True) as connection:
+            tables = connection.execute(
+                "select schema_name, table_name from duckdb_tables()"
+                " where database_name = current_database() and schema_name <> 'landing'"
+            ).fetchall()
+            return {
+                f"{schema}.{table}": connection.execute(
+                    f"select count(*), (select list(f order by f) from"
+                    f" ducklake_list_files('lake', '{table}', schema => '{schema}') as f)"
+                    f" from {schema}.{table}"
+                ).fetchall()
+                for schema, table in tables
+            }
+
+
+def assert_told(result: Result, *parts: str) -> None:
+    """The command stopped with exit code 1 and one clear message: no trace, and no secret."""
+    output = result.output
+    assert result.exit_code == 1, output
+    assert result.exception is None or isinstance(result.exception, SystemExit), output
+    for part in parts:
+        assert part in output
+    assert output.count("to mend:") == 1, output
+    assert "Traceback" not in output
+    assert TOKEN not in output
