@@ -55,7 +55,7 @@ with connect(settings) as lake:
         frame = read_frame(lake, f"from {training_set} where as_of_at = ?", [as_of_at])
         fitted = fit(frame, archetypes, previous)
         segments = predict(fitted.model, frame)
-        words = describe(fitted.model, frame, segments, archetypes)
+        words = describe(fitted.model, frame, segments, archetypes, previous)
         replace_part(lake, settings, {
             "trained_models.customer_segmentation": _row(fitted, frame, 0),
             "trained_models.customer_segmentation__segments": words,

@@ -71,8 +71,9 @@ TRAINING_FRAME = pa.DataFrameSchema(
             nullable=True,
             description="Can exceed 1: a mailing may leave the window before its redemption does.",
         ),
-        "sales_usd_sum_prior_30d": _usd(),
-        "sales_trend_30d": pa.Column(pl.Float64, pa.Check.in_range(-1, 1), nullable=True),
+        "sales_usd_sum_60d": _usd(),
+        "sales_usd_sum_prior_60d": _usd(),
+        "sales_trend_60d": pa.Column(pl.Float64, pa.Check.in_range(-1, 1), nullable=True),
         "has_demographics": pa.Column(pl.Boolean, nullable=False),
         "age_band": _known(),
         "income_band": _known(),
@@ -85,7 +86,7 @@ TRAINING_FRAME = pa.DataFrameSchema(
     checks=pa.Check(_one_month, name="one_month"),
     name="training_sets.train_customer_segmentation",
     description="One month's households: what they bought, and who they are where they told us.",
-    metadata={"version": 1},
+    metadata={"version": 2},
 )
 
 SEGMENTS = pa.DataFrameSchema(

@@ -85,8 +85,8 @@ def _median(column: str) -> pl.Expr:
 
 
 def _change() -> pl.Expr:
-    last = pl.col("sales_usd_sum_30d").cast(pl.Float64).sum()
-    prior = pl.col("sales_usd_sum_prior_30d").cast(pl.Float64).sum()
+    last = pl.col("sales_usd_sum_60d").cast(pl.Float64).sum()
+    prior = pl.col("sales_usd_sum_prior_60d").cast(pl.Float64).sum()
     return pl.when(prior > 0).then(last / prior - 1)
 
 
@@ -135,8 +135,8 @@ FEATURES = (
         pl.col("fresh_share_90d").mean(), "{:.0%}", "{} of sales",
     ),
     Feature(
-        "trend", "sales_trend_30d", "plain", "Buy more than before", "Buy less than before",
-        _change(), "{:+.0%}", "sales {} on the 30 days before",
+        "trend", "sales_trend_60d", "plain", "Buy more than before", "Buy less than before",
+        _change(), "{:+.0%}", "sales {} on the 60 days before",
     ),
 )  # fmt: skip
 """What the segments are made of, in the order of the archetypes' weight columns."""
@@ -314,20 +314,26 @@ def points(model: SegmentationModel, frame: pl.DataFrame) -> Floats:
 
 
 def describe(
-    model: SegmentationModel, frame: pl.DataFrame, segments: pl.DataFrame, archetypes: pl.DataFrame
+    model: SegmentationModel,
+    frame: pl.DataFrame,
+    segments: pl.DataFrame,
+    archetypes: pl.DataFrame,
+    previous: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """What a marketer should know of each segment, one row per segment of the model.
 
-    The description compares the segment with all households: the two to four traits that differ
-    most (a median for counts and amounts, a mean for shares, which are mostly 0), the kind of
-    household that is clearly over-represented among those with known demographics, and the
-    archetype's `campaign_idea`.
+    The description says how many of last month's members are still in the segment: a list of
+    growing customers is stale sooner than one of champions. Then it compares the segment with all
+    households: the two to four traits that differ most (a median for counts and amounts, a mean for
+    shares, which are mostly 0), the kind of household that is clearly over-represented among those
+    with known demographics, and the archetype's `campaign_idea`.
 
     Args:
         model: the month's model.
         frame: the training set it describes.
         segments: `predict(model, frame)`.
         archetypes: as in `fit`, with `campaign_idea`.
+        previous: as in `fit`.
 
     Returns:
         as_of_at, model_version, segment_id, segment_name, description, households_count,
@@ -347,6 +353,7 @@ def describe(
         of_sales = members.select(sales).item() / everyone if everyone else 0.0
         sentences = [
             f"{members.height:,} households ({percent(share)}) with {percent(of_sales)} of sales",
+            *_stay_in_words(name, segments, previous),
             *_traits_in_words(dict(zip(traits, centroid, strict=True)), members, frame),
             *_people_in_words(members, frame),
         ]
@@ -519,6 +526,17 @@ def _traits_in_words(
             phrase, said = _phrase(feature, deviation), feature.words.format(said)
             sentences.append(f"{phrase}: {said} (all: {usual})")
     return sentences
+
+
+def _stay_in_words(name: str, segments: pl.DataFrame, previous: pl.DataFrame | None) -> list[str]:
+    """How many of last month's members are in the segment this month, if it had any."""
+    if previous is None:
+        return []
+    before = previous.filter(segment_name=name).join(segments, on="household_id", suffix="_now")
+    if before.is_empty():
+        return []
+    stayed = before.select((pl.col("segment_name_now") == name).mean()).item()
+    return [f"{percent(stayed)} of last month's members are still in it"]
 
 
 def _people_in_words(members: pl.DataFrame, everyone: pl.DataFrame) -> list[str]:

@@ -9,10 +9,13 @@ from io import BytesIO
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,13 +24,15 @@ from orchestration.learning.customer_segmentation import SegmentationModel, perc
 INK, FAINT = "#22303c", "#8a97a3"
 PALETTE = (
     "#a3a847", "#b8325c", "#dba126", "#7b54a8", "#4fa3b5", "#d1603d",
-    "#7fb08f", "#8c6d4f", "#3f9c5a", "#5b6c7d", "#e0679b", "#2e6f9e",
+    "#7fb08f", "#8c6d4f", "#3f9c5a", "#5b6c7d", "#d8a7a0", "#e0679b", "#2e6f9e",
 )  # fmt: skip
 """One colour per archetype, by name; then the segments that are named after their traits."""
 DIVERGING = LinearSegmentedColormap.from_list("below_above", ["#3a6ea5", "#f6f5f2", "#c8573c"])
 STRONGEST = 2.0
 """Standard deviations at which the heat map's colour is full."""
 NEW = "New customers"
+LABEL_PAD = 0.2
+"""White around a label, in font sizes."""
 SMALLEST_MOVE = 0.005
 """Share of households below which a move is not drawn."""
 
@@ -205,18 +210,33 @@ def _household_map(
     palette = np.array([to_rgb(colours[name]) for name in names])
     axes.scatter(x, y, c=palette[member_of], s=9, alpha=0.5, linewidths=0)
 
-    height, lowest = float(np.ptp(y)) or 1.0, -np.inf
     axes.margins(x=0.12)
-    for segment in sorted(present, key=lambda segment: np.median(y[member_of == segment])):
-        members = member_of == segment
-        lowest = max(float(np.median(y[members])), lowest + 0.065 * height)
-        name = names[segment]
-        axes.text(
-            float(np.median(x[members])), lowest, name, ha="center", va="center",
-            fontsize=_font_size(name, 10, 24), fontweight="bold", color=_dark(colours[name]),
-            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.8},
-        )  # fmt: skip
+    axes.autoscale_view()
     axes.set_axis_off()
+    labels = [
+        axes.text(
+            float(np.median(x[member_of == segment])), float(np.median(y[member_of == segment])),
+            names[segment], ha="center", va="center", fontsize=_font_size(names[segment], 10, 24),
+            fontweight="bold", color=_dark(colours[names[segment]]),
+            bbox={"boxstyle": f"square,pad={LABEL_PAD}", "fc": "white", "ec": "none", "alpha": 0.8},
+        )
+        for segment in present
+    ]  # fmt: skip
+    _spread(axes, labels)
+
+
+def _spread(axes: Axes, labels: list[Text]) -> None:
+    """Move labels up, the lowest first, until none covers another."""
+    renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()  # type: ignore[no-untyped-call]
+    to_data = axes.transData.inverted()
+    placed: list[Bbox] = []
+    for label in sorted(labels, key=lambda label: label.get_position()[::-1]):
+        pad = 2 * LABEL_PAD * renderer.points_to_pixels(label.get_fontsize())
+        box = label.get_window_extent(renderer).padded(pad)
+        while covered := [other for other in placed if other.overlaps(box)]:
+            box = box.translated(0, max(other.y1 for other in covered) - box.y0 + 1)
+        placed.append(box)
+        label.set_y(to_data.transform(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2))[1])
 
 
 def _stack(

@@ -110,7 +110,7 @@ def train_customer_segmentation(
                 )
             fitted = fit(frame, archetypes, previous)
             segments = predict(fitted.model, frame)
-            words = describe(fitted.model, frame, segments, archetypes)
+            words = describe(fitted.model, frame, segments, archetypes, previous)
             replace_part(
                 connection,
                 settings,

@@ -70,7 +70,7 @@ def test_segments_of_a_month_are_let_out():
         ("basket_usd_avg_90d", float("nan")),
         ("basket_usd_avg_90d", float("inf")),
         ("campaign_response_rate_365d", -0.1),
-        ("sales_trend_30d", -1.01),
+        ("sales_trend_60d", -1.01),
         ("has_demographics", None),
     ],
 )
@@ -110,4 +110,4 @@ def test_segments_carry_nothing_else():
 
 
 def test_both_contracts_have_a_version():
-    assert version_of(TRAINING_FRAME) == version_of(SEGMENTS) == "1"
+    assert (version_of(TRAINING_FRAME), version_of(SEGMENTS)) == ("2", "1")

@@ -61,7 +61,7 @@ def customers(as_of_at: dt.datetime = JANUARY, *, each: int = 40, seed: int = 1)
         )
         baskets = round(baskets * rng.uniform(0.85, 1.15))
         sales = round(baskets * dollars * rng.uniform(0.9, 1.1), 2)
-        last = round(sales / 3 * (1 + (trend or 0)) / 2, 2)
+        last = round(sales * 2 / 3 * (1 + (trend or 0)) / 2, 2)
         known = household % 2 == 0
         rows.append(
             {
@@ -70,8 +70,8 @@ def customers(as_of_at: dt.datetime = JANUARY, *, each: int = 40, seed: int = 1)
                 "days_since_last_purchase": round(recency * rng.uniform(0.8, 1.2)),
                 "baskets_count_90d": baskets,
                 "sales_usd_sum_90d": sales,
-                "sales_usd_sum_30d": last,
-                "sales_usd_sum_prior_30d": round(sales / 3 - last, 2),
+                "sales_usd_sum_60d": last,
+                "sales_usd_sum_prior_60d": round(sales * 2 / 3 - last, 2),
                 "basket_usd_avg_90d": sales / baskets if baskets else None,
                 "departments_count_90d": max(departments + int(rng.integers(-1, 2)), 0),
                 "retail_discount_share_90d": discount,
@@ -79,7 +79,7 @@ def customers(as_of_at: dt.datetime = JANUARY, *, each: int = 40, seed: int = 1)
                 "campaign_response_rate_365d": response,
                 "private_label_share_90d": own_brand,
                 "fresh_share_90d": fresh,
-                "sales_trend_30d": trend and float(np.clip(trend + rng.normal(0, 0.1), -1, 1)),
+                "sales_trend_60d": trend and float(np.clip(trend + rng.normal(0, 0.1), -1, 1)),
                 "has_demographics": known,
                 "age_band": "35-44" if known else None,
                 "income_band": "50-74K" if known else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -156,6 +157,17 @@ def test_a_name_that_keeps_silent_about_the_strongest_trait_is_not_given():
     assert _named(centroids, nobody, lapsed, None)[0] == ("Buy fresh food and spend little",)
 
 
+@pytest.mark.parametrize(
+    ("days", "small", "name"), [(0.5, 1.2, "Light shoppers"), (2.1, 2.4, "Lapsed customers")]
+)
+def test_small_buyers_are_light_shoppers_until_they_have_been_away_for_long(days, small, name):
+    seed = pl.read_csv(Path(__file__).parents[3] / "seeds" / "segment_archetypes.csv")
+    small_in = {"frequency": 1, "monetary": 1, "basket_size": 1, "breadth": 1, "fresh": 0.6}
+    centroid = [days if t == "recency" else -small * small_in.get(t, 0) for t in TRAITS]
+    nobody = pl.DataFrame(schema={"household_id": pl.Int64, "segment": pl.Int64})
+    assert _named(np.array([centroid]), nobody, seed, None)[0] == (name,)
+
+
 def test_segments_without_an_archetype_are_named_after_their_strongest_traits():
     model = fit(customers(), archetypes().head(1)).model
     assert model.segment_names[0] == "Champions"
@@ -259,6 +271,20 @@ def test_a_description_says_what_is_true_and_in_the_right_direction():
     assert "Buy more than before: sales +" in described()["Growing customers"]["description"]
 
 
+def test_a_description_says_how_many_of_last_months_members_stayed():
+    fitted, segments = january()
+    champions = pl.col("household_id").is_in([1, 2, 3, 4])
+    previous = segments.with_columns(
+        segment_name=pl.when(champions).then(pl.lit("Lapsed customers")).otherwise("segment_name")
+    ).filter(pl.col("segment_name") != "Fading customers")
+    rows = describe(fitted.model, customers(), segments, archetypes(), previous)
+    said = dict(rows.select("segment_name", "description").iter_rows())
+    assert "100% of last month's members are still in it" in said["Champions"]
+    assert "91% of last month's members are still in it" in said["Lapsed customers"]  # 40 of 44
+    assert "last month" not in said["Fading customers"]
+    assert not described()["Champions"]["description"].count("last month")
+
+
 def test_a_description_keeps_silent_about_figures_that_most_members_lack():
     few = pl.col("household_id").is_between(201, 210)
     frame = customers().with_columns(
@@ -273,9 +299,9 @@ def test_a_description_keeps_silent_about_figures_that_most_members_lack():
 
 def test_a_description_claims_no_trait_that_its_figures_contradict():
     fading = pl.col("household_id").is_between(81, 120)
-    much_more = pl.col("sales_usd_sum_prior_30d") * 20
+    much_more = pl.col("sales_usd_sum_prior_60d") * 20
     frame = customers().with_columns(
-        sales_usd_sum_30d=pl.when(fading).then(much_more).otherwise("sales_usd_sum_30d")
+        sales_usd_sum_60d=pl.when(fading).then(much_more).otherwise("sales_usd_sum_60d")
     )
     fitted, segments = january()
     rows = describe(fitted.model, frame, segments, archetypes())
@@ -307,7 +333,7 @@ household = st.fixed_dictionaries(
         "basket_usd_avg_90d": st.none() | st.floats(0, 1e9),
         "departments_count_90d": st.integers(0, 1000),
         "campaign_response_rate_365d": st.none() | st.floats(0, 3),
-        "sales_trend_30d": st.none() | st.floats(-1, 1),
+        "sales_trend_60d": st.none() | st.floats(-1, 1),
         "retail_discount_share_90d": share,
         "coupon_lines_share_90d": share,
         "private_label_share_90d": share,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import combinations
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from orchestration.learning import customer_segmentation_plots as plots
 from orchestration.learning.customer_segmentation import fit, predict
 
-from .customers import FEBRUARY, archetypes, customers
+from .customers import FEBRUARY, KINDS, archetypes, customers
 
 FITTED = fit(customers(), archetypes())
 SEGMENTS = predict(FITTED.model, customers())
@@ -48,6 +52,23 @@ def test_the_order_of_rows_does_not_change_the_picture():
     assert plots.draw_segments(*args) == plots.draw_segments(
         FITTED.model, shuffled, SEGMENTS.reverse(), archetypes().reverse()
     )
+
+
+def test_no_segments_label_covers_another():
+    for seed in range(5):
+        figure = Figure(figsize=(4.4, 4.4), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1))
+        rng = np.random.default_rng(seed)
+        member_of = np.arange(60) % 6
+        spots = rng.normal(0, 0.3, (60, 3)) + np.eye(3)[member_of % 3]
+        names = tuple(KINDS)
+        plots._household_map(axes, spots, member_of, names, dict.fromkeys(names, "#123456"))
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        labels = [text.get_bbox_patch().get_window_extent(renderer) for text in axes.texts]
+        assert len(labels) == 6
+        for one, other in combinations(labels, 2):
+            assert not one.overlaps(other)
 
 
 def test_migration_says_how_many_stayed_and_counts_new_customers(titles):
