@@ -39,6 +39,8 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
         console.print(f"\n[red]failed[/] {escape(failure)}", soft_wrap=True)
     for check in built.checks_warned + built.checks_failed:
         console.print(f"  [yellow]![/] {check}", soft_wrap=True)
+    if built.checks_warned or built.checks_failed:
+        console.print("    its page in make ui says what it claims and how to see the rows")
     outcome = "[green]all is built[/]" if built.succeeded else "[red]the build stopped[/]"
     console.print(
         f"\n{outcome}: {built.assets} assets materialised, {built.checks_passed} checks passed, "

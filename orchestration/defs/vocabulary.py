@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def raise_as_failure() -> Iterator[None]:
         ) from None
 
 
+@cache
 def dbt_manifest() -> Any:
     """What dbt knows of the project, as it was last parsed."""
     return json.loads((PROJECT_ROOT / "dbt_project" / "target" / "manifest.json").read_bytes())
