@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def load_extensions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
-    """Load extensions by the names of their wheels (`ducklake`, `postgres`, `sqlite_scanner`, ...).
+    """Load extensions by the names of their wheels (`ducklake`, `postgres`, `mysql`, `sqlite_scanner`, ...).
 
     The signed binary is copied from the wheel into DuckDB's extension folder the first time;
     nothing is downloaded. A plain `duckdb` shell of the same version finds it there as well.
@@ -19,7 +19,7 @@ def load_extensions(connection: duckdb.DuckDBPyConnection, names: Iterable[str])
 
     for name in names:
         import_extension(name, con=connection)
-        connection.load_extension("postgres_scanner" if name == "postgres" else name)
+        connection.load_extension(f"{name}_scanner" if name in ("postgres", "mysql") else name)
 
 
 def open_session(

@@ -23,5 +23,13 @@ class MendableError(Exception):
         )
 
 
-class SourceUnavailableError(MendableError):
-    """A source system did not answer. Worth another try later, unlike every other mendable error."""
+class PassingError(MendableError):
+    """What is wrong may be over in a while: worth another try, unlike every other mendable error."""
+
+
+class SourceUnavailableError(PassingError):
+    """A source system did not answer."""
+
+
+class WarehouseBusyError(PassingError):
+    """Other writers of the warehouse were at work for too long."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestration.errors import MendableError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 ENV_PREFIX = "WATERSHED_"
+_PASSWORD = re.compile(r"password\s*=|://[^/@]*:(?!\d+(/|$))[^@]*@", re.IGNORECASE)
+"""In a connection string, or after the user in a URL; a port is none."""
 
 
 class Settings(BaseSettings):
@@ -101,6 +106,13 @@ class Settings(BaseSettings):
         demo = f"sqlite:///{info.data['data_dir']}/demo/retail.sqlite"
         return SecretStr(value.get_secret_value() or demo)
 
+    @field_validator("catalog", "lake_path", "campaign_api_url")
+    @classmethod
+    def _without_password(cls, value: str) -> str:
+        if _PASSWORD.search(value):
+            raise PydanticCustomError("password", "a password, which this setting would show")
+        return value
+
     @property
     def catalog_file(self) -> Path | None:
         """The embedded catalog's file, or None when the catalog is a server."""
@@ -113,9 +125,45 @@ class Settings(BaseSettings):
         return self.data_dir / "dagster"
 
     def value_of(self, name: str) -> str:
-        """The setting `name` as plain text; if it is a secret, hand it to the source and nowhere else."""
-        value = getattr(self, name)
-        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        """The setting `name` as plain text; if it is a secret, hand it to the source and nowhere else.
+
+        A source that was added has settings of its own, which need no field here: they are read
+        from the environment or `.env` under the same prefix.
+
+        Raises:
+            MendableError: it is not one of the fields and not set anywhere.
+        """
+        if name in Settings.model_fields:
+            value = getattr(self, name)
+            return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        found = os.environ.get(variable(name)) or _env_file_values().get(variable(name))
+        if not found:
+            raise MendableError(
+                f"setting {variable(name)}",
+                expected="a value in the environment or in .env",
+                arrived="none",
+                mend=f"add a line {variable(name)}=... to {PROJECT_ROOT / '.env'}",
+            )
+        return found
+
+
+def _env_file_values() -> dict[str, str | None]:
+    """What `.env` says, whether or not it is a field."""
+    from dotenv import dotenv_values
+
+    file = Settings.model_config.get("env_file")
+    return dotenv_values(file) if isinstance(file, Path) else {}
+
+
+def _require_private(file: Any) -> None:
+    """Refuse a `.env` that others on the machine can read: it holds passwords."""
+    if isinstance(file, Path) and file.exists() and file.stat().st_mode & 0o077:
+        raise MendableError(
+            f"the settings file {file}",
+            expected="a file that only its owner can read, because it holds passwords",
+            arrived=f"permissions {file.stat().st_mode & 0o777:o}",
+            mend=f"chmod 600 {file}",
+        )
 
 
 def variable(setting: str) -> str:
@@ -125,6 +173,7 @@ def variable(setting: str) -> str:
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; a mistake in one is a `MendableError` that names it."""
+    _require_private(Settings.model_config.get("env_file"))
     try:
         return Settings(**overrides)
     except ValidationError as error:

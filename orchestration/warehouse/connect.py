@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.duckdb_session import literal, load_extensions, open_session
-from orchestration.errors import MendableError
+from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def writing(settings: Settings, doing: str) -> Iterator[None]:
         doing: a few words for whoever has to wait, such as `landing retail_db.transactions`.
 
     Raises:
-        MendableError: another writer held the lock for longer than `lock_timeout_seconds`.
+        WarehouseBusyError: another writer held the lock for longer than `lock_timeout_seconds`.
     """
     lock = acquire_writer_lock(settings, doing)
     try:
@@ -144,7 +144,7 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
             except (OSError, ValueError, KeyError):
                 by = "another process"
             if time.monotonic() >= deadline:
-                raise MendableError(
+                raise WarehouseBusyError(
                     f"the warehouse at {settings.catalog_file}",
                     expected="to be the only writer",
                     arrived=f"{by} is writing, and was still after {settings.lock_timeout_seconds:g} s",

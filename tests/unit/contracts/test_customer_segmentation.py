@@ -8,8 +8,8 @@ import pandera.errors
 import polars as pl
 import pytest
 
-from orchestration.contracts import version_of
 from orchestration.contracts.customer_segmentation import SEGMENTS, TRAINING_FRAME
+from orchestration.contracts.raw import version_of
 
 MONTH = dt.datetime(2017, 2, 1)
 
