@@ -7,7 +7,7 @@ UV := $(BIN)/uv pip
 INSTALLED := .venv/.installed
 
 help: ## list these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## install the locked packages into .venv
 
@@ -35,6 +35,12 @@ demo: $(INSTALLED) ## fill the demo's source systems, build everything new, say 
 build: $(INSTALLED) ## build everything new from the configured sources
 	@$(BIN)/watershed build
 
+reload: $(INSTALLED) ## load a part of a source again: table=retail_db.transactions from=2017-03-01 to=2017-04-01
+	@$(BIN)/watershed reload $(table) $(if $(from),--from "$(from)") $(if $(to),--to "$(to)")
+
+follow: $(INSTALLED) ## keep landing a stream until stopped: topic=<system>.<entity>
+	@$(BIN)/watershed follow $(topic)
+
 ui: $(INSTALLED) ## open the graph in Dagster
 	@$(BIN)/watershed ui
 
@@ -47,8 +53,11 @@ settings: $(INSTALLED) ## every setting, its value and what it means
 test: $(INSTALLED) ## unit and integration tests; no server needed
 	@$(BIN)/pytest tests --ignore=tests/services
 
-services: $(INSTALLED) ## tests against real servers (.ci/run starts them)
-	@$(BIN)/pytest tests/services
+services: $(INSTALLED) ## tests against real servers, which it starts
+	@.ci/servers.py $(BIN)/pytest tests/services
+
+torture: $(INSTALLED) ## kill loaders 2,000 times per kind of source and count the rows
+	@.ci/servers.py --only postgresql --only kafka $(BIN)/python -m tests.torture --kills 2000
 
 lint: $(INSTALLED) ## ruff, mypy, sqlfluff, dg check
 	$(BIN)/ruff check .
@@ -56,11 +65,16 @@ lint: $(INSTALLED) ## ruff, mypy, sqlfluff, dg check
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint dbt_project/models dbt_project/tests
 	$(BIN)/dg check yaml --no-validate-requirements
+	$(BIN)/watershed check
 
 bench: $(INSTALLED) ## the benchmarks, as ratios
 	@$(BIN)/python -m benchmarks
 
+bench-ingestion: $(INSTALLED) ## landing against dlt and the machine's limit, on a PostgreSQL of its own
+	@$(UV) install --quiet --python $(BIN)/python --constraint requirements.lock --no-build-isolation --editable '.[bench]'
+	@.ci/servers.py --only postgresql $(BIN)/python -m benchmarks.ingestion $(cases)
+
 clean: ## delete everything built (the data folder), keep .venv and .env
 	rm -rf data
 
-.PHONY: help install reinstall lock demo build ui sql settings test services lint bench clean
+.PHONY: help install reinstall lock demo build reload follow ui sql settings test services torture lint bench bench-ingestion clean

@@ -130,6 +130,96 @@ def _build(settings: Settings, step: Callable[[str], None]) -> Built:
     return built
 
 
+def reload(
+    settings: Settings,
+    table: str,
+    start: str | None = None,
+    end: str | None = None,
+    *,
+    accept_gap: bool = False,
+) -> Built:
+    """Land one part of a source again, as the raw asset's run config does in the UI.
+
+    Args:
+        settings: which warehouse and sources.
+        table: `<system>.<entity>`.
+        start: from here on, as the source counts; None from its beginning.
+        end: before this; None to its end.
+        accept_gap: land what is new in an event stream although events before it are gone.
+
+    Raises:
+        MendableError: there is no such raw table, or no part of it was named.
+    """
+    import dagster as dg
+
+    prepare_dagster_home(settings)
+    prepare_manifest()
+    from orchestration.definitions import definitions
+
+    defs = definitions()
+    job = defs.resolve_implicit_global_asset_job_def()
+    graph = defs.get_repository_def().asset_graph
+    key = dg.AssetKey(["raw", table.replace(".", "__", 1)])
+    if key not in graph.materializable_asset_keys or not (start or end or accept_gap):
+        raw = sorted(
+            k.path[1].replace("__", ".", 1)
+            for k in graph.materializable_asset_keys
+            if k.path[0] == "raw"
+        )
+        raise MendableError(
+            f"reload {table}",
+            expected=f"one of {', '.join(raw)}, and --from, --to or both, or --accept-gap",
+            arrived=f"{table}, from {start or 'nowhere'}, to {end or 'nowhere'}",
+            mend="watershed reload retail_db.transactions --from 2017-03-01 --to 2017-04-01",
+        )
+    step = "__".join(key.path)
+    config = {"reload_from": start, "reload_to": end, "accept_gap": accept_gap}
+    built = Built(assets=1)
+    with (
+        dg.DagsterInstance.get() as instance,
+        (settings.data_dir / "build.log").open("w") as log,
+        contextlib.redirect_stdout(log),
+    ):
+        result = job.execute_in_process(
+            run_config={"loggers": {"console": {}}, "ops": {step: {"config": config}}},
+            instance=instance,
+            asset_selection=[key],
+            raise_on_error=False,
+        )
+    built.succeeded = result.success
+    built.failures = _causes(result)
+    return built
+
+
+def follow(settings: Settings, table: str, say: Callable[[str], None]) -> None:
+    """Land a stream as its events come, until the process is told to stop (Ctrl-C, SIGTERM).
+
+    Raises:
+        MendableError: `table`, `<system>.<entity>`, is not a topic of a described event stream.
+    """
+    import signal
+    import threading
+
+    from orchestration.defs.components import EventStreamSource, described_source
+
+    system, _, entity = table.partition(".")
+    source = described_source(system)
+    topics = source.tables if isinstance(source, EventStreamSource) else ()
+    topic = next((topic for topic in topics if topic.name == entity), None)
+    if topic is None or not isinstance(source, EventStreamSource):
+        raise MendableError(
+            f"follow {table}",
+            expected=f"a topic of an EventStreamSource; {system} has"
+            f" {', '.join(t.name for t in topics) or 'none'}",
+            arrived=entity or "no entity",
+            mend="make build lands what is not a stream",
+        )
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    source.follow(settings, topic, stop=stopping.is_set, say=say)
+
+
 @contextlib.contextmanager
 def _only_build(settings: Settings) -> Iterator[None]:
     """Hold the data folder's build lock, which ends with the process; a second build is refused."""

@@ -66,6 +66,69 @@ def build() -> None:
 
 
 @main.command()
+@click.argument("table")
+@click.option("--from", "start", help="From here on: a cursor value, a partition, a path, a time.")
+@click.option("--to", "end", help="... and before this.")
+@click.option("--accept-gap", is_flag=True, help="Go on although events of a stream are gone.")
+def reload(table: str, start: str | None, end: str | None, accept_gap: bool) -> None:
+    """Load a part of a source again: TABLE is <system>.<entity>, as in retail_db.transactions.
+
+    Rows that have landed are known again, so what comes of it is only what was missing.
+    """
+    from orchestration.build import reload
+
+    console = _console()
+    settings = load_settings()
+    with _demo_api(settings):
+        built = reload(settings, table, start, end, accept_gap=accept_gap)
+    for failure in built.failures:
+        console.print(f"failed {failure}", style="red", markup=False, soft_wrap=True)
+    if not built.succeeded:
+        sys.exit(1)
+    console.print(
+        "\nthe ledger has it; next: make build (what it made stale), or"
+        ' make sql q="from monitoring.mon_landing__gaps" (what is still missing)'
+    )
+
+
+@main.command()
+@click.argument("topic")
+def follow(topic: str) -> None:
+    """Land a stream as its events come, until stopped: TOPIC is <system>.<entity>."""
+    from orchestration.build import follow
+
+    click.echo(f"following {topic} (stop with Ctrl-C; nothing is lost)", err=True)
+    follow(load_settings(), topic, say=lambda line: click.echo(line, err=True))
+
+
+@main.command()
+def check() -> None:
+    """Check the description of every source: that its contracts and rules can be understood."""
+    import duckdb
+
+    from orchestration.contracts.raw import SOURCES, contract_of, described_tables, line_of
+    from orchestration.landing.checking import sql_types, verify
+
+    mistakes, tables = [], 0
+    for file in sorted(SOURCES.glob("*/defs.yaml")):
+        for table in described_tables(file):
+            tables += 1
+            try:
+                contract = contract_of(file.parent.name, table["name"])
+                sql_types(contract)
+                with duckdb.connect() as connection:
+                    verify(connection, contract)
+            except MendableError as error:
+                line = line_of(file, table["name"], error.thing.rpartition(" ")[2])
+                mistakes.append(f"{file.relative_to(PROJECT_ROOT)}:{line}: {error}")
+    for mistake in mistakes:
+        click.secho(mistake, fg="red", err=True)
+    if mistakes:
+        sys.exit(1)
+    click.echo(f"{tables} tables of sources are described in words that landing understands")
+
+
+@main.command()
 @click.option("--port", default=3000, show_default=True, help="Where the UI listens on 127.0.0.1.")
 def ui(port: int) -> None:
     """Open the graph in Dagster; history is kept in the data folder."""

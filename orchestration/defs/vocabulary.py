@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from orchestration.errors import MendableError, SourceUnavailableError
+from orchestration.errors import MendableError, PassingError
 from orchestration.layers import LAYERS
 from orchestration.settings import PROJECT_ROOT, Settings
 
@@ -37,12 +37,12 @@ def code_version(*parts: str) -> str:
 
 @contextmanager
 def raise_as_failure() -> Iterator[None]:
-    """Turn a `MendableError` into a Dagster failure; only an absent source is worth a retry."""
+    """Turn a `MendableError` into a Dagster failure; only what passes is worth a retry."""
     try:
         yield
     except MendableError as error:
         raise dg.Failure(
-            description=str(error), allow_retries=isinstance(error, SourceUnavailableError)
+            description=str(error), allow_retries=isinstance(error, PassingError)
         ) from None
 
 
