@@ -1,39 +1,26 @@
-"""A real PostgreSQL: as a source system, and as the warehouse's catalog. `.ci/run` starts one."""
+"""A real PostgreSQL: as a source system, and as the warehouse's catalog. `make services` starts one."""
 
 from __future__ import annotations
 
-import os
-from urllib.parse import urlsplit, urlunsplit
+from datetime import date, datetime, time
+from decimal import Decimal
+from urllib.parse import urlsplit
 
 import psycopg
 import pyarrow as arrow
 import pytest
 
-from orchestration.connectors import Batch
+from orchestration.connectors import SOURCE_POSITION, Batch
 from orchestration.connectors.relational import RelationalTable, read
-from orchestration.contracts import contract_of
+from orchestration.contracts.raw import build_contract, contract_of
 from orchestration.demo import retail_db
-from orchestration.errors import SourceUnavailableError
+from orchestration.errors import MendableError, SourceUnavailableError
 from orchestration.landing.land import RawTable, land
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
 from orchestration.warehouse.frames import read_frame
 
-SERVER = os.environ.get("TEST_POSTGRESQL_URL")
-pytestmark = pytest.mark.skipif(
-    SERVER is None, reason="TEST_POSTGRESQL_URL names no server; .ci/run starts one"
-)
 HOUSEHOLDS = 30
-
-
-@pytest.fixture
-def database(request) -> str:
-    """A fresh database's URL."""
-    name = f"t_{abs(hash(request.node.name)) % 10**9}"
-    with psycopg.connect(SERVER, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")
-        connection.execute(f"create database {name}")
-    return urlunsplit(urlsplit(SERVER)._replace(path=f"/{name}"))
 
 
 def frame_of(settings, query):
@@ -41,32 +28,53 @@ def frame_of(settings, query):
         return read_frame(connection, query)
 
 
-def land_table(settings, url, entity, cursor=None):
-    contract = contract_of("retail_db", entity)
-    source = RelationalTable(
+def land_table(settings, source, contract):
+    table = RawTable(
+        f"{source.system}__{source.table}", contract, cursor=source.cursor, key=source.key
+    )
+    return land(settings, table, lambda position: read(source, position))
+
+
+def retail(url, entity, cursor=None):
+    return RelationalTable(
         url=url,
         table=entity,
-        columns=tuple(contract.columns),
+        columns=tuple(contract_of("retail_db", entity).columns),
         system="retail_db",
         url_setting="WATERSHED_RETAIL_DB_URL",
         cursor=cursor,
     )
-    table = RawTable(f"retail_db__{entity}", contract, cursor=cursor)
-    return land(settings, table, lambda position: read(source, position))
+
+
+def shop(url, **changes):
+    spec = {"table": "goods", "system": "shop", "url_setting": "WATERSHED_SHOP_URL", "key": ("id",)}
+    return RelationalTable(url=url, **(spec | changes))
+
+
+def run(url, *statements):
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def ids(batches):
+    return [value for batch in batches for value in batch.rows["id"].to_pylist()]
 
 
 @pytest.mark.parametrize(
     ("entity", "cursor"),
     [("transactions", "transaction_timestamp"), ("products", None), ("demographics", None)],
 )
-def test_the_same_rows_land_from_postgresql_as_from_sqlite(tmp_path, database, entity, cursor):
-    retail_db.fill_postgresql(database, households=HOUSEHOLDS)
+def test_the_same_rows_land_from_postgresql_as_from_sqlite(
+    tmp_path, postgresql_database, entity, cursor
+):
+    retail_db.fill_postgresql(postgresql_database, households=HOUSEHOLDS)
     retail_db.fill(tmp_path / "retail.sqlite", households=HOUSEHOLDS)
     columns = ", ".join(contract_of("retail_db", entity).columns)
     frames = []
-    for url in (database, f"sqlite:///{tmp_path}/retail.sqlite"):
+    for url in (postgresql_database, f"sqlite:///{tmp_path}/retail.sqlite"):
         settings = load_settings(data_dir=tmp_path / url.partition(":")[0])
-        landed = land_table(settings, url, entity, cursor)
+        landed = land_table(settings, retail(url, entity, cursor), contract_of("retail_db", entity))
         assert landed.rows_quarantined == 0
         assert landed.rows_kept == landed.rows_in > 0
         frames.append(
@@ -75,19 +83,19 @@ def test_the_same_rows_land_from_postgresql_as_from_sqlite(tmp_path, database, e
     assert frames[0].equals(frames[1])
 
 
-def test_a_wrong_password_is_told_without_the_password(settings, database):
-    parts = urlsplit(database)
-    wrong = database.replace(f":{parts.password}@", ":s3cr3t-but-wrong@")
+def test_a_wrong_password_is_told_without_the_password(postgresql_database):
+    parts = urlsplit(postgresql_database)
+    wrong = postgresql_database.replace(f":{parts.password}@", ":s3cr3t-but-wrong@")
     with pytest.raises(SourceUnavailableError) as caught:
-        land_table(settings, wrong, "products")
+        list(read(retail(wrong, "products"), {}))
     assert "s3cr3t" not in str(caught.value)
     assert "WATERSHED_RETAIL_DB_URL" in str(caught.value)
 
 
 def test_a_postgresql_catalog_holds_the_warehouse_and_a_replay_changes_nothing(
-    tmp_path, database, monkeypatch
+    tmp_path, postgresql_database, monkeypatch
 ):
-    parts = urlsplit(database)
+    parts = urlsplit(postgresql_database)
     monkeypatch.setenv("PGPASSWORD", str(parts.password))
     catalog = (
         f"postgres:dbname={parts.path[1:]} host={parts.hostname} port={parts.port}"
@@ -113,3 +121,151 @@ def test_a_postgresql_catalog_holds_the_warehouse_and_a_replay_changes_nothing(
     assert [load(name).rows_kept for name in ("mailings", "mailings")] == [500, 0]
     assert frame_of(settings, "from raw.campaign_api__mailings").height == 500
     assert "password" not in str(settings).lower().replace("secretstr", "")
+
+
+def test_every_type_survives_the_way_into_the_warehouse(settings, postgresql_database):
+    run(
+        postgresql_database,
+        "set timezone = 'Asia/Tokyo'",
+        "create type size as enum ('s', 'm')",
+        "create domain cents as numeric(12, 2)",
+        """create table goods (
+            id bigint, small smallint, price numeric(12, 3), anything numeric, long numeric(50, 10),
+            cost cents, day date, at timestamp, stamped timestamptz, took time, lasted interval,
+            attributes jsonb, code uuid, numbers int[], texts text[], stamps timestamptz[],
+            body bytea, yes boolean, size size, note text, short varchar(9), fixed char(3),
+            ratio double precision, host inet, "we""ird 'name'; --" int
+        )""",
+        """insert into goods values (
+            9223372036854775807, -1, 123456789.125, 1e30 + 0.1, 1e38 + 0.5, 0.10, '2020-02-29',
+            '2020-01-01 10:00:00.123456', '2020-01-01 10:00:00.125+05', '23:59:59.5', '1 day 2 hours',
+            '{"a": 1.10}', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{1,null,3}', '{a,"b,c"}',
+            '{2020-01-01 10:00+05}', '\\x00ff27', true, 'm', '😀 naïve', 'é', 'a', 0.1, '10.0.0.1', 7
+        )""",
+        "insert into goods (id) values (1)",
+    )
+    contract = build_contract(
+        "shop.goods",
+        {
+            "id": {"dtype": "Int64"},
+            "price": {"dtype": "Decimal(12, 3)", "nullable": True},
+            "at": {"dtype": "Datetime", "nullable": True},
+            "numbers": {"dtype": "List(Int64)", "nullable": True},
+        },
+    )
+    landed = land_table(settings, shop(postgresql_database), contract)
+    assert (landed.rows_kept, landed.rows_quarantined) == (2, 0)
+    frame = frame_of(settings, "from raw.shop__goods order by id")
+    empty, full = (
+        {k: v for k, v in row.items() if not k.startswith("_")} for row in frame.to_dicts()
+    )
+    assert {k for k, v in empty.items() if v is not None} == {"id"}
+    assert full == {
+        "id": 9223372036854775807,
+        "small": -1,
+        "price": Decimal("123456789.125"),
+        "anything": "1000000000000000000000000000000.1",
+        "long": "100000000000000000000000000000000000000.5000000000",
+        "cost": Decimal("0.10"),
+        "day": date(2020, 2, 29),
+        "at": datetime(2020, 1, 1, 10, 0, 0, 123456),
+        "stamped": datetime(2020, 1, 1, 5, 0, 0, 125000),
+        "took": time(23, 59, 59, 500000),
+        "lasted": "1 day 02:00:00",
+        "attributes": '{"a": 1.10}',
+        "code": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+        "numbers": full["numbers"],
+        "texts": '["a","b,c"]',  # which no contract says is a list
+        "stamps": full["stamps"],
+        "body": b"\x00\xff'",
+        "yes": True,
+        "size": "m",
+        "note": "😀 naïve",
+        "short": "é",
+        "fixed": "a",
+        "ratio": 0.1,
+        "host": "10.0.0.1/32",
+        "we\"ird 'name'; --": 7,
+    }
+    assert list(full["numbers"]) == [1, None, 3]
+    assert "2020-01-01T05:00:00" in full["stamps"]
+
+
+def test_a_value_that_its_type_could_only_hold_changed_sets_its_row_aside(postgresql_database):
+    run(
+        postgresql_database,
+        "create table goods (id int, price numeric(9, 2), at timestamp, took time, numbers int[])",
+        "insert into goods values (1, 1.5, 'infinity', '10:00', '{1}'), (2, 'NaN', null, null, null),"
+        " (3, null, '294270-01-01', null, null), (4, null, null, '24:00', null),"
+        " (5, null, null, null, '{{1,2},{3,4}}')",
+    )
+    (batch,) = read(shop(postgresql_database), {})
+    assert ids([batch]) == [1]
+    told = {
+        bad[SOURCE_POSITION]: bad["reason"].partition(":")[0] for bad in batch.rejected.to_pylist()
+    }
+    assert told == {'["2"]': "price", '["3"]': "at", '["4"]': "took", '["5"]': "numbers"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "position"),
+    [
+        ("bigint", ("1", "9223372036854775807"), "9223372036854775807"),
+        ("numeric", ("0.1", "1e30 + 0.1"), "1000000000000000000000000000000.1"),
+        ("numeric(9, 2)", ("0.1", "0.11"), "0.11"),
+        ("date", ("'2020-01-01'", "'2020-01-02'"), None),
+        ("timestamp", ("'2020-01-01'", "'2020-01-01 00:00:00.000001'"), None),
+        ("timestamptz", ("'2020-01-01 00:00+05'", "'2020-01-01 00:00+04'"), "2019-12-31 20:00:00"),
+        ("text", ("'a''\\'", "'z😀'"), "z😀"),
+    ],
+)
+def test_reading_on_finds_the_newest_row_again_and_no_other(
+    postgresql_database, kind, values, position
+):
+    run(
+        postgresql_database,
+        f'create table "go""ods" (id int, "cur sor" {kind})',
+        *(f'insert into "go""ods" values ({i}, {value})' for i, value in enumerate(values)),
+        'insert into "go""ods" values (9, null)',
+    )
+    if kind.startswith("timestamp"):
+        run(postgresql_database, """insert into "go""ods" values (10, 'infinity')""")
+    source = shop(postgresql_database, table='go"ods', cursor="cur sor")
+    batches = list(read(source, {}))
+    strange = [9, 10] if kind.startswith("timestamp") else [9]
+    assert ids(batches) == [0, 1, *strange]
+    if position:
+        assert batches[-1].position == {"cursor": position}
+    again = list(read(source, batches[-1].position))
+    assert ids(again) == [1, *strange]
+
+
+def test_a_table_is_found_in_its_schema_and_an_absent_one_names_the_others(postgresql_database):
+    run(
+        postgresql_database,
+        "create schema other",
+        "create table other.goods (id int)",
+        "insert into other.goods values (1)",
+    )
+    assert ids(read(shop(postgresql_database, schema="other"), {})) == [1]
+    with pytest.raises(MendableError, match="goods"):
+        list(read(shop(postgresql_database), {}))
+
+
+def test_a_server_that_goes_away_is_worth_another_try(postgresql_database):
+    run(
+        postgresql_database,
+        "create table goods as select i as id, repeat(md5(i::text), 100) as note"
+        " from generate_series(1, 30000) as i",
+    )
+    batches = read(shop(postgresql_database), {}, batch_rows=2048)
+    next(batches)
+    run(
+        postgresql_database,
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    with pytest.raises(SourceUnavailableError) as caught:
+        list(batches)
+    assert str(urlsplit(postgresql_database).password) not in str(caught.value)
+    assert "WATERSHED_SHOP_URL" in str(caught.value)
