@@ -19,7 +19,13 @@ from orchestration.warehouse.frames import read_frame
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 HOUSEHOLDS = 150
-TOKEN = "a-token-that-must-not-leak"
+TOKEN = "a/token+that=must~not-leak"
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "an/AWS+key=that~must-not-leak",
+    "PGPASSWORD": "a/catalog+password=that~must-not-leak",
+    "WATERSHED_SHOP_CLIENT_SECRET": "an/OAuth+secret=that~must-not-leak",
+}
+"""Of systems that the house does not have; a build finds them in its environment all the same."""
 
 
 class House:
@@ -38,14 +44,16 @@ class House:
             "WATERSHED_CAMPAIGN_API_TOKEN": TOKEN,
             "WATERSHED_SEGMENTATION_LAST_MONTH": "2017-03",
             "PYTHONWARNINGS": "ignore",
+            **SECRETS,
         }
 
-    def run(self, *command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """A command in a process of its own."""
         outside = {n: v for n, v in os.environ.items() if not n.startswith("WATERSHED_")}
-        return subprocess.run(
-            command, cwd=cwd, env={**outside, **self.environment}, capture_output=True, text=True
-        )
+        env = {**outside, **self.environment, **environment}
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
     def watershed(self, *arguments: str, **environment: str) -> Result:
         """`watershed ...` in this process, which has imported everything already."""

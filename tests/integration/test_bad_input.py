@@ -47,7 +47,7 @@ def test_a_column_gone_from_the_source_is_named(house):
     finally:
         with closing(sqlite3.connect(house.database)) as database:
             database.execute("alter table products rename column make to brand")
-    assert_told(result, "retail_db.products: column brand", "contracts/retail_db.py")
+    assert_told(result, "retail_db.products: column brand", "defs/raw/retail_db/defs.yaml")
 
 
 @pytest.mark.usefixtures("untouched")
