@@ -15,7 +15,7 @@ from orchestration.demo import campaign_api, retail_db
 
 _LAND = """
 import sys
-from orchestration.contracts import contract_of
+from orchestration.contracts.raw import contract_of
 from orchestration.connectors import relational, rest_api
 from orchestration.landing.land import RawTable, land
 from orchestration.settings import load_settings

@@ -6,29 +6,50 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+
+
+class Run(NamedTuple):
+    """What one process took: wall seconds, and the most memory it held (MB, resident)."""
+
+    seconds: float
+    peak_mb: float
+
+
+def run(
+    command: Sequence[str | Path], cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> Run:
+    """One run of a command that must succeed."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "PYTHONWARNINGS": "ignore", **(environment or {})},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        took = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            said.seek(0)
+            raise RuntimeError(f"{command}\n{said.read().decode(errors='replace')}")
+    return Run(took, usage.ru_maxrss / 1024)
 
 
 def seconds(
     command: Sequence[str | Path], cwd: Path = ROOT, environment: dict[str, str] | None = None
 ) -> float:
     """Wall time of one run of a command that must succeed."""
-    started = time.perf_counter()
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **(environment or {})},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{command}\n{done.stdout}\n{done.stderr}")
-    return time.perf_counter() - started
+    return run(command, cwd, environment).seconds
 
 
 def in_turn(runs: int, first: Sequence[str], second: Sequence[str]) -> tuple[float, float]:
