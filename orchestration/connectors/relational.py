@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 import duckdb
@@ -67,6 +67,7 @@ MAX_RANGES = 8
 """Reads of more rows than that are cut into ranges; each may cost the source a scan of the table, so
 their number is limited where memory does not depend on it."""
 
+_EXACT = Context(prec=4000)
 _VECTOR_ROWS = 2048  # DuckDB's unit of work: the least that it hands over at once
 _BEGUN: Position = {"cursor": None}  # rows were sent, but none by which the cursor could advance
 _WHOLE = "whole table"
@@ -346,7 +347,7 @@ class _Table:
         cuts = [least + (high - least) * i / count for i in range(1, count)]
         if self.cursor.order == "integer":
             cuts = [Decimal(math.floor(cut)) for cut in cuts]
-        return [cut for cut in dict.fromkeys(cuts) if cut > least]
+        return [cut for cut in dict.fromkeys(cuts) if least < cut <= high]
 
     def compare(self, operator: str, value: Any) -> str:
         """SQL that compares the cursor with a value; empty if there is none."""
@@ -382,11 +383,8 @@ class _Table:
 
     def start(self, known: Any) -> Any:
         """Where to read on: at the cursor value `known`, or the overlap before it."""
-        value, overlap, order = (
-            self.value(known, "its position"),
-            self.source.overlap,
-            self.cursor.order,
-        )
+        value, order = self.value(known, "its position"), self.cursor.order
+        overlap = self.source.overlap
         if overlap is None:
             return value
         distance: Any = None
@@ -401,7 +399,10 @@ class _Table:
             raise _wrong(self.source, f"overlap {overlap!r}", expected)
         if value is None:
             return None
-        return Decimal(math.floor(value - distance)) if order == "integer" else value - distance
+        if order == "time":
+            return value - min(distance, value - datetime.min)
+        low = _EXACT.subtract(value, distance)
+        return Decimal(math.floor(low)) if order == "integer" else low
 
     def _one(self, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         row = self.connection.execute(sql, parameters).fetchone()

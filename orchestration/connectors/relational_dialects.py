@@ -311,7 +311,9 @@ class _PostgreSQL(Dialect):
         x = column.compared
         if column.order == "time":
             return f"{x} > '-infinity' and {x} <= {self.constant(column, now)}"
-        return f"{x} < 'NaN'" if column.order == "decimal" else ""
+        if column.order == "decimal":
+            return f"{x}::text not in ('NaN', 'Infinity', '-Infinity')"
+        return ""
 
     def edge(self, column: Column, value: str) -> str:
         if column.order == "time":

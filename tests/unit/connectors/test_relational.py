@@ -310,14 +310,21 @@ def test_a_cut_into_ranges_sends_every_row_once(file, monkeypatch):
 
 def test_deletes_send_every_key_there_is_in_a_last_batch(file):
     source = sales(file, key=("id",), deletes=True)
-    *_, last = read(source, {"cursor": "2020-01-04 10:00:00"}, batch_rows=2)
-    assert last.completes
-    assert last.rows.num_rows == 0
-    assert sorted(last.present_keys.read_all()["id"].to_pylist()) == list("12345")
+    position = {"cursor": "2020-01-04 10:00:00"}
+    change(file, MANY)
+
+    def last_of(position):
+        for batch in read(source, position, batch_rows=100):
+            if batch.present_keys is not None:
+                assert batch.completes
+                assert batch.rows.num_rows == 0
+                return batch.position, batch.present_keys.read_all()["id"].to_pylist()
+
+    newest, keys = last_of(position)
+    assert newest == {"cursor": "2020-02-01 00:00:00"}
+    assert sorted(map(int, keys)) == list(range(1, 10_000))
     change(file, "delete from sales")
-    (only,) = read(source, {"cursor": "2020-01-04 10:00:00"})
-    assert only.present_keys.read_all().num_rows == 0
-    assert only.position == {"cursor": "2020-01-04 10:00:00"}
+    assert last_of(newest) == (newest, [])
 
 
 # A part again
@@ -381,10 +388,21 @@ def test_a_description_that_contradicts_itself_is_refused(file, changes, said):
         sales(file, **changes)
 
 
-@pytest.mark.parametrize("overlap", ["soon", "-1 day", 3, "3"])
-def test_an_overlap_that_does_not_fit_the_cursor_is_refused(file, overlap):
+@pytest.mark.parametrize(
+    ("overlap", "cursor"),
+    [
+        *(("soon", "sold_at"), ("-1 day", "sold_at"), (3, "sold_at"), ("3", "sold_at")),
+        *(("1 day", "id"), (-1, "id"), ("1 day", "note"), (1, "note")),
+    ],
+)
+def test_an_overlap_that_does_not_fit_the_cursor_is_refused(file, overlap, cursor):
     with pytest.raises(MendableError, match="overlap"):
-        list(read(sales(file, overlap=overlap), {}))
+        list(read(sales(file, overlap=overlap, cursor=cursor), {}))
+
+
+def test_an_overlap_longer_than_time_itself_reads_everything(file):
+    source = sales(file, overlap="9000 years")
+    assert sorted(ids(read(source, {"cursor": "2020-01-04 10:00:00"}))) == [1, 2, 3, 4, 5]
 
 
 def test_a_cursor_of_a_type_without_order_is_refused(file):
