@@ -46,8 +46,8 @@ def rows_of(values: Sequence[bytes] | pa.Array) -> tuple[pa.Table, dict[int, str
         values: an object each; none of them None.
 
     Returns:
-        A row for each value that is one, in their order, with the columns in which any has a value
-        (so without rows if there are no such columns); and the reasons for the others, by number.
+        A row for each value that is one, in their order (none if no value has a field); a column
+        without a value has the null type. And the reasons for the others, by number.
     """
     import numpy as np
     import pyarrow as pa
@@ -79,8 +79,9 @@ def rows_of(values: Sequence[bytes] | pa.Array) -> tuple[pa.Table, dict[int, str
         for name in names:
             read = pa.array([fields.get(name) for fields in exact.values()], pa.string())
             columns[name] = pc.replace_with_mask(columns[name], mask, read)
+    empty = pa.nulls(len(kept))
     return pa.table(
-        {n: column for n, column in columns.items() if column.null_count < len(kept)}
+        {n: column if column.null_count < len(kept) else empty for n, column in columns.items()}
     ), reasons
 
 

@@ -173,7 +173,7 @@ def check(
         changes = [Change(name, "absent", types[name], types[name]) for name in absent]
         if drift == "evolve":
             for name in unexpected:
-                if arrived[name] != '"NULL"':  # a column without a value has no type yet
+                if str(rows.schema.field(name).type) != "null":  # else it has no type yet
                     types[name] = _storable(arrived[name])
                     changes.append(Change(name, "added", "", types[name]))
         cast = _cast(

@@ -476,6 +476,17 @@ def test_under_evolve_a_new_column_is_added_and_a_type_is_widened_never_doubled(
     assert land(settings, evolving, reader(batch([row(3)], n="3"))).changes == []
 
 
+def test_a_column_without_a_value_is_there_and_has_no_type_yet(settings):
+    evolving = RawTable("shop__sales", CONTRACT)
+    rows = batch([row(1)]).rows.drop_columns(["note", "sold_at"])
+    for name in ("note", "sold_at", "colour"):
+        rows = rows.append_column(name, arrow.nulls(1))
+    landed = land(settings, evolving, reader(Batch(rows, {"n": "1"})))
+    assert (landed.rows_kept, dict(landed.reasons)) == (0, {"sold_at: not_nullable": 1})
+    assert landed.changes == []
+    assert "colour" not in columns_of(settings)
+
+
 def test_a_column_beyond_the_contract_turns_to_text_when_its_values_need_it(settings):
     evolving = RawTable("shop__sales", CONTRACT)
     for number, size in enumerate([1, "large"]):
