@@ -285,7 +285,7 @@ def test_rows_of_which_none_has_a_cursor_leave_a_position_that_vouches_no_more(f
 
 
 def test_a_cut_after_any_transaction_loses_nothing(file, monkeypatch):
-    monkeypatch.setattr(relational, "RANGE_ROWS", 2)
+    monkeypatch.setattr(relational, "RANGE_ROWS", 1)
     change(file, "insert into sales values (6, 1, null, null)")
     everything = transactions(list(read(sales(file), {}, batch_rows=1)))
     assert len(everything) > 2
@@ -584,27 +584,31 @@ def test_an_error_quotes_no_value(file):
 # All of it at once
 
 OVERLAP = 3
-STEP = st.one_of(
+WRITE = st.one_of(
     # A row's id, and how far its time lies behind the newest (0: tied with it) or ahead of it.
-    st.tuples(st.just("write"), st.integers(0, 5), st.integers(-OVERLAP, 2)),
+    st.tuples(st.just("write"), st.integers(0, 5), st.integers(-OVERLAP, 4 * OVERLAP)),
     st.tuples(st.just("blank"), st.integers(0, 5), st.just(0)),
-    # Batches of so many rows, the loader dies after so many of them.
-    st.tuples(st.just("read"), st.integers(1, 3), st.integers(0, 4)),
+)
+# Batches of so many rows, and the loader dies after so many of them.
+READ = st.tuples(st.just("read"), st.integers(1, 3), st.integers(0, 6))
+ROUND = st.tuples(st.lists(WRITE, min_size=4, max_size=8), READ).map(
+    lambda round: [*round[0], round[1]]
 )
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(STEP, min_size=1, max_size=12))
-def test_the_last_version_of_every_row_lands_whatever_happens_in_between(tmp_path_factory, steps):
+@settings(max_examples=30, deadline=None)
+@given(st.lists(ROUND, min_size=1, max_size=3))
+def test_the_last_version_of_every_row_lands_whatever_happens_in_between(tmp_path_factory, rounds):
     path = tmp_path_factory.mktemp("shop") / "shop.sqlite"
     change(path, "create table sales (id int primary key, version int, at int)")
     source = sales(path, columns=("id", "version", "at"), cursor="at", overlap=OVERLAP)
     landed: set[tuple[str, ...]] = set()
     position: dict = {}
     newest = 100
+    steps = [*(step for steps in rounds for step in steps), ("read", 2, 10**9)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relational, "RANGE_ROWS", 2)
-        for version, (step, first, second) in enumerate([*steps, ("read", 2, 10**9)]):
+        patch.setattr(relational, "RANGE_ROWS", 1)
+        for version, (step, first, second) in enumerate(steps):
             if step == "read":
                 arrived, known = [], position
                 batches = islice(read(source, position, batch_rows=first), second)
