@@ -202,6 +202,16 @@ def _transact(
                     batch = following
                     load.add(batch)
                 load.finish(batch)
+        except duckdb.IOException as error:  # an HTTP error is one of these
+            local = "://" not in settings.lake_path
+            raise MendableError(
+                f"the lake at {settings.lake_path}",
+                expected="a place that takes files",
+                arrived=str(error).splitlines()[0] if local else type(error).__name__,
+                mend="make room and check its permissions"
+                if local
+                else "check AWS_ENDPOINT_URL and the credentials; nothing was written",
+            ) from None
         except duckdb.TransactionException as error:
             if attempt == _TRIES or not first.completes:
                 raise WarehouseBusyError(

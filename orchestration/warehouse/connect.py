@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from orchestration.duckdb_session import literal, load_extensions, open_session
 from orchestration.errors import MendableError, WarehouseBusyError
@@ -39,7 +40,20 @@ def attach_statement(settings: Settings, *, read_only: bool = False) -> str:
 def extension_names(settings: Settings) -> list[str]:
     """The extensions that the configured catalog and lake need."""
     names = ["ducklake", "sqlite_scanner" if settings.catalog_file is not None else "postgres"]
-    return names + (["httpfs"] if "://" in settings.lake_path else [])
+    return names + (["httpfs", "aws"] if "://" in settings.lake_path else [])
+
+
+def _store_secret() -> str:
+    """Credentials of the lake's store as AWS's own tools find them, its endpoint from AWS_ENDPOINT_URL."""
+    options = ["type s3", "provider credential_chain"]
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        parts = urlsplit(endpoint)
+        options += [
+            f"endpoint {literal(parts.netloc)}",
+            "url_style 'path'",
+            f"use_ssl {str(parts.scheme == 'https').lower()}",
+        ]
+    return f"create or replace secret lake_store ({', '.join(options)})"
 
 
 def attach(
@@ -65,9 +79,15 @@ def attach(
         require_writable(settings.catalog_file.parent)
     load_extensions(connection, extension_names(settings))
     if "://" in settings.lake_path:
-        connection.execute(
-            "create or replace secret lake_store (type s3, provider credential_chain)"
-        )
+        try:
+            connection.execute(_store_secret())
+        except duckdb.Error:
+            raise MendableError(
+                f"the lake at {settings.lake_path}",
+                expected="credentials as AWS's own tools find them",
+                arrived="none",
+                mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+            ) from None
     try:
         connection.execute(attach_statement(settings, read_only=read_only))
     except duckdb.Error as error:
