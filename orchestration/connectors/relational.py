@@ -198,18 +198,22 @@ def _after(table: _Table, position: Position) -> Iterator[Batch]:
     now = table.now() if cursor.order == "time" else ""
     readable = table.dialect.readable(cursor, now)
 
-    rows, least, high = table.edges(_all(readable, table.compare(">=", low)))
+    past = "" if low is None else table.dialect.surely_before(cursor, str(low))
+    rows, least, high = table.edges(_all(readable, table.compare(">=", low)), past)
     if high is not None:
         starts = [low, *table.cuts(rows, least, high)]
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             upper = table.compare("<", end) or table.compare("<=", high)
             where = _all(readable, table.compare(">=", start), upper)
             standing = {"cursor": str(end or high)}
-            yield from table.batches(where, standing, ordered=not first_time, first_time=first_time)
+            yield from table.batches(
+                where, standing, ordered=not first_time, first_time=first_time, without=past
+            )
     if readable or cursor.nullable:
         where = f"{cursor.compared} is null{f' or not ({readable})' if readable else ''}"
         place = f"{cursor.name} missing, unreadable or in the future"
-        yield from table.batches(where, standing, first_time=first_time, place=place)
+        sure = table.dialect.surely_before(cursor, now or None)
+        yield from table.batches(where, standing, first_time=first_time, place=place, without=sure)
     if table.source.deletes:
         yield Batch(pa.table({}), standing, present_keys=table.keys())
 
@@ -289,10 +293,11 @@ class _Table:
         ordered: bool = False,
         first_time: bool = False,
         place: str = "",
+        without: str = "",
     ) -> Iterator[Batch]:
         """One transaction: the rows `where`, after which the source stands at `position`."""
         order = self.cursor.compared if ordered else ""
-        sql = self.dialect.select(_expressions(self.columns), self.columns, where, order)
+        sql = self.dialect.select(_expressions(self.columns), self.columns, where, order, without)
         for arrived, last in self.stream(sql):
             rows, rejected = _fit(self.columns, arrived, self.source.key)
             if arrived.num_rows:
@@ -325,11 +330,11 @@ class _Table:
         sql = self.dialect.query(f"select {self.dialect.now} as c0")
         return str(self._one(f"select cast(c0 as varchar) from ({sql})")[0])
 
-    def edges(self, where: str) -> tuple[int, Any, Any]:
+    def edges(self, where: str, without: str) -> tuple[int, Any, Any]:
         """How many rows there are `where`, their least and their greatest cursor."""
         x = self.cursor.compared
         extremes = [self.dialect.edge(self.cursor, f"{extreme}({x})") for extreme in ("min", "max")]
-        sql = self.dialect.select(["count(*)", *extremes], [self.cursor], where)
+        sql = self.dialect.select(["count(*)", *extremes], [self.cursor], where, without=without)
         rows, least, high = self._one(
             f"select c0, cast(c1 as varchar), cast(c2 as varchar) from ({sql})"
         )

@@ -7,6 +7,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -84,9 +85,24 @@ class Dialect(ABC):
 
     @abstractmethod
     def select(
-        self, expressions: Sequence[str], of: Sequence[Column], where: str = "", order: str = ""
+        self,
+        expressions: Sequence[str],
+        of: Sequence[Column],
+        where: str = "",
+        order: str = "",
+        without: str = "",
     ) -> str:
-        """`expressions`, as c0, c1, ..., over the columns `of` the table."""
+        """`expressions`, as c0, c1, ..., over the columns `of` the table.
+
+        `without` is what `surely_before` gave: rows that `where` would leave out anyway.
+        """
+
+    def surely_before(self, column: Column, value: str | None) -> str:
+        """Its own SQL, true only of rows whose cursor is surely readable and before `value`; or nothing.
+
+        For a database that leaves comparing to DuckDB, so that not every row has to travel for it.
+        """
+        return ""
 
     @abstractmethod
     def constant(self, column: Column, value: str) -> str:
@@ -173,7 +189,12 @@ class _SQLite(Dialect):
         )
 
     def select(
-        self, expressions: Sequence[str], of: Sequence[Column], where: str = "", order: str = ""
+        self,
+        expressions: Sequence[str],
+        of: Sequence[Column],
+        where: str = "",
+        order: str = "",
+        without: str = "",
     ) -> str:
         # As hex, because a text may hold any bytes, of which DuckDB takes only UTF-8. SQLite's own
         # text of a float has 15 digits, which not every float survives.
@@ -182,8 +203,23 @@ class _SQLite(Dialect):
             f" then hex(printf('%!.17g', {x})) when {x} is not null then hex({x}) end as {x}"
             for x in (quoted(column.name) for column in of)
         )
-        rows = self.query(f"select {values} from {quoted(self.source.table)}")
+        kept = f" where not coalesce({without}, 0)" if without else ""
+        rows = self.query(f"select {values} from {quoted(self.source.table)}{kept}")
         return _select(expressions, f"({rows})", where, order)
+
+    def surely_before(self, column: Column, value: str | None) -> str:
+        x = quoted(column.name)
+        if column.order == "integer":
+            below = "" if value is None else f" and {x} < {Decimal(value):f}"
+            return f"(typeof({x}) = 'integer'{below})"
+        if column.order == "time" and value is not None:
+            try:  # two days are more than any zone
+                day = date.fromisoformat(value[:10]) - timedelta(days=2)
+            except (ValueError, OverflowError):
+                return ""
+            plain = f"strftime('%Y-%m-%d %H:%M:%S', {x}) = {x}"
+            return f"(typeof({x}) = 'text' and {plain} and {x} < '{day}')"
+        return ""
 
     def constant(self, column: Column, value: str) -> str:
         if column.order in ("integer", "decimal"):
@@ -296,7 +332,12 @@ class _PostgreSQL(Dialect):
         return replace(column, sent=f"{x}::text")
 
     def select(
-        self, expressions: Sequence[str], of: Sequence[Column], where: str = "", order: str = ""
+        self,
+        expressions: Sequence[str],
+        of: Sequence[Column],
+        where: str = "",
+        order: str = "",
+        without: str = "",
     ) -> str:
         return self.query(_select(expressions, self._table, where, order))
 
@@ -408,7 +449,12 @@ class _MySQL(Dialect):
         return replace(column, sent=f"st_astext({x})" if base in self._SHAPES else column.text)
 
     def select(
-        self, expressions: Sequence[str], of: Sequence[Column], where: str = "", order: str = ""
+        self,
+        expressions: Sequence[str],
+        of: Sequence[Column],
+        where: str = "",
+        order: str = "",
+        without: str = "",
     ) -> str:
         return self.query(_select(expressions, self._table, where, order))
 
