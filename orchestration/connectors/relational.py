@@ -59,9 +59,9 @@ from orchestration.connectors.relational_dialects import (
 from orchestration.duckdb_session import open_session
 from orchestration.errors import MendableError, SourceUnavailableError
 
-BATCH_ROWS = 250_000
-BATCH_BYTES = 64 * 2**20
-"""A batch ends at this many rows or bytes, whichever comes first."""
+BATCH_ROWS = 122_880
+BATCH_BYTES = 32 * 2**20
+"""A batch ends at this many rows (a row group of DuckDB) or bytes; landing holds it about ten times over."""
 RANGE_ROWS = 2_000_000
 MAX_RANGES = 8
 """Reads of more rows than that are cut into ranges; each may cost the source a scan of the table, so

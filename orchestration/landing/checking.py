@@ -151,7 +151,7 @@ def check(
     infinity, a text beyond `MAX_TEXT_BYTES`, and whatever a check or a rule of the contract refuses.
 
     Args:
-        connection: any DuckDB connection; times with a zone become UTC by its `TimeZone`.
+        connection: any DuckDB connection.
         contract: the contract.
         rows: as they arrived, any types.
         drift: what to do about columns and types that the contract does not foresee.
@@ -164,6 +164,9 @@ def check(
     """
     types = dict(types or sql_types(contract))
     rows, unexpected, absent = _shape(contract, rows, drift, types)
+    # Outside the caller's transaction, which would hold every registered batch until its commit.
+    connection = connection.cursor()
+    connection.execute("set TimeZone = 'UTC'")
     connection.register("arrived", rows)
     try:
         arrived = {
@@ -206,7 +209,7 @@ def check(
         )
         return Checked(good.filter(is_good.to_arrow()), bad, types, changes)
     finally:
-        connection.unregister("arrived")
+        connection.close()
 
 
 def _no_bad_rows() -> pyarrow.Table:

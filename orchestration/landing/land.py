@@ -432,36 +432,34 @@ class _Load:
         listed = ", ".join(map(quoted, columns))
         own_position = SOURCE_POSITION in good.column_names
         cursor = self.table.cursor
-        self.connection.register("good", good)
-        try:
-            rows, known = "good", ""
-            if not batch.first_time:
-                # A row that says itself where it stood is that very row wherever it comes again.
-                same = [*columns, *([SOURCE_POSITION] if own_position else [])]
-                rows = f"(select distinct {', '.join(map(quoted, same))} from good)"
-                equal = " and ".join(
-                    f"old.{quoted(c)} is not distinct from new.{quoted(c)}" for c in same
-                )
-                known = f"where not exists (select 1 from {self._known()} as old where {equal})"
-            position = f"new.{SOURCE_POSITION}" if own_position else "?"
-            inserted = _changed_rows(
-                self.connection.execute(
-                    f"insert into raw.{self.name} by name select {listed},"
-                    f" ?::timestamp as _loaded_at, ? as _batch_id, {position} as {SOURCE_POSITION}"
-                    f"{f', false as {DELETED}' if self.table.deletes else ''}"
-                    f" from {rows} as new {known}",
-                    [self.loaded_at, self.batch_id, *([] if own_position else [where])],
-                )
+        # DuckDB finds `good` and `bad` as the variables they are. What is registered in a
+        # transaction it holds until the commit, so memory would grow with the table.
+        rows, known = "good", ""
+        if not batch.first_time:
+            # A row that says itself where it stood is that very row wherever it comes again.
+            same = [*columns, *([SOURCE_POSITION] if own_position else [])]
+            rows = f"(select distinct {', '.join(map(quoted, same))} from good)"
+            equal = " and ".join(
+                f"old.{quoted(c)} is not distinct from new.{quoted(c)}" for c in same
             )
-            if inserted and cursor is not None and self.types[cursor] in ("DATE", "TIMESTAMP"):
-                self.connection.execute(
-                    f"insert into landing.days select ?, ?, cast({quoted(cursor)} as date),"
-                    f" count(*) from good where {quoted(cursor)} is not null group by 3",
-                    [f"raw.{self.table.name}", self.batch_id],
-                )
-            return inserted
-        finally:
-            self.connection.unregister("good")
+            known = f"where not exists (select 1 from {self._known()} as old where {equal})"
+        position = f"new.{SOURCE_POSITION}" if own_position else "?"
+        inserted = _changed_rows(
+            self.connection.execute(
+                f"insert into raw.{self.name} by name select {listed},"
+                f" ?::timestamp as _loaded_at, ? as _batch_id, {position} as {SOURCE_POSITION}"
+                f"{f', false as {DELETED}' if self.table.deletes else ''}"
+                f" from {rows} as new {known}",
+                [self.loaded_at, self.batch_id, *([] if own_position else [where])],
+            )
+        )
+        if inserted and cursor is not None and self.types[cursor] in ("DATE", "TIMESTAMP"):
+            self.connection.execute(
+                f"insert into landing.days select ?, ?, cast({quoted(cursor)} as date),"
+                f" count(*) from good where {quoted(cursor)} is not null group by 3",
+                [f"raw.{self.table.name}", self.batch_id],
+            )
+        return inserted
 
     def _known(self) -> str:
         """What of the raw table the batch `good` can hold again, as SQL.
@@ -492,35 +490,31 @@ class _Load:
         self.reasons.update(bad["reason"].to_pylist())
         payload = "payload" if "payload" in bad.column_names else "cast(null as varchar) as payload"
         raw = "raw" if "raw" in bad.column_names else "cast(null as blob) as raw"
-        self.connection.register("bad", bad)
-        try:
-            known = (
-                ""
-                if batch.first_time
-                else f"""
-                where not exists (
-                    select 1 from quarantine.{self.name} as old
-                    where old.payload is not distinct from new.payload
-                    and old.raw is not distinct from new.raw
-                    and (new.{SOURCE_POSITION} is null or old.{SOURCE_POSITION} = new.{SOURCE_POSITION})
-                )
-                """
+        known = (
+            ""
+            if batch.first_time
+            else f"""
+            where not exists (
+                select 1 from quarantine.{self.name} as old
+                where old.payload is not distinct from new.payload
+                and old.raw is not distinct from new.raw
+                and (new.{SOURCE_POSITION} is null or old.{SOURCE_POSITION} = new.{SOURCE_POSITION})
             )
-            distinct = "" if batch.first_time else "distinct"
-            inserted = _changed_rows(
-                self.connection.execute(
-                    f"""
-                    insert into quarantine.{self.name} by name
-                    select ?::timestamp as _loaded_at, ? as _batch_id, reason, payload, raw,
-                        coalesce({SOURCE_POSITION}, ?) as {SOURCE_POSITION}
-                    from (select {distinct} reason, {payload}, {raw}, {SOURCE_POSITION} from bad) as new
-                    {known}
-                    """,
-                    [self.loaded_at, self.batch_id, where],
-                )
+            """
+        )
+        distinct = "" if batch.first_time else "distinct"
+        inserted = _changed_rows(
+            self.connection.execute(
+                f"""
+                insert into quarantine.{self.name} by name
+                select ?::timestamp as _loaded_at, ? as _batch_id, reason, payload, raw,
+                    coalesce({SOURCE_POSITION}, ?) as {SOURCE_POSITION}
+                from (select {distinct} reason, {payload}, {raw}, {SOURCE_POSITION} from bad) as new
+                {known}
+                """,
+                [self.loaded_at, self.batch_id, where],
             )
-        finally:
-            self.connection.unregister("bad")
+        )
         self.rows_quarantined += inserted
         self.rows_deduplicated += bad.num_rows - inserted
 

@@ -157,6 +157,18 @@ def test_a_replaced_table_is_as_it_was_when_its_load_breaks_off(settings):
     assert rows_of(settings, "select id from raw.shop__sales order by id") == [(1,), (2,)]
 
 
+def test_a_transaction_does_not_hold_the_batches_it_has_written(settings):
+    text, rows = "x" * 2**18, 8
+
+    def read(position):
+        before = arrow.total_allocated_bytes()
+        for n in range(9):
+            assert arrow.total_allocated_bytes() - before < 4 * rows * len(text)
+            yield whole([row(n * rows + i + 1, note=text) for i in range(rows)], completes=n == 8)
+
+    assert land(settings, REPLACED, read).rows_kept == 9 * rows
+
+
 def test_an_unchanged_table_counts_its_rows_as_known_and_keeps_its_data_version(settings):
     first = land(settings, REPLACED, reader(whole([row(1), row(2)], fingerprint="a")))
     same = Batch(rows=batch([]).rows, position={"fingerprint": "a"}, unchanged_rows=2)
