@@ -21,8 +21,8 @@ Each statement sees the source at one moment. Values arrive typed, times with a 
 come JSON, UUID, numbers that fit no decimal of 38 digits, and types that DuckDB does not know; SQLite does
 not enforce the types it declares, so all but its blobs is text. A value that its type could only hold
 changed, such as NaN in a decimal or MySQL's 0000-00-00, is not sent: its row is rejected, with the reason.
-Memory is bounded by the batch, not by the table; of MySQL and MariaDB by the range, because DuckDB's
-extension fetches all that a query has before it hands over the first row, so without a cursor by the table.
+Rows are streamed from the source, so memory is bounded by the batch, not by the table. (DuckDB hands over
+2,048 rows at the least: rows of a megabyte each take two gigabytes.)
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ BATCH_BYTES = 32 * 2**20
 """A batch ends at this many rows (a row group of DuckDB) or bytes; landing holds it about ten times over."""
 RANGE_ROWS = 2_000_000
 MAX_RANGES = 8
-"""Reads of more rows than that are cut into ranges; each may cost the source a scan of the table, so
-their number is limited where memory does not depend on it."""
+"""Reads of more rows than that are cut into ranges; each may cost the source a scan of the table."""
 
 _EXACT = Context(prec=4000)
 _VECTOR_ROWS = 2048  # DuckDB's unit of work: the least that it hands over at once
@@ -338,15 +337,11 @@ class _Table:
         rows, least, high = self._one(
             f"select c0, cast(c1 as varchar), cast(c2 as varchar) from ({sql})"
         )
-        if self.cursor.order == "time" and least and ("(BC)" in least or least < "0001"):
-            least = "0001-01-01"  # before it, Python has no years
         return rows, self.value(least, "its cursor"), self.value(high, "its cursor")
 
     def cuts(self, rows: int, least: Any, high: Any) -> list[Any]:
         """Where to cut the cursor between `least` and `high`: evenly, however the rows lie."""
-        count = math.ceil(rows / RANGE_ROWS)
-        if self.dialect.streams:
-            count = min(MAX_RANGES, count)
+        count = min(MAX_RANGES, math.ceil(rows / RANGE_ROWS))
         if count < 2 or self.cursor.order == "text":
             return []
         cuts = [least + (high - least) * i / count for i in range(1, count)]

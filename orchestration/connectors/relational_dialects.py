@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 5
 """How long a connection, or a lock that another program holds on an SQLite file, may take."""
 
+FIRST = "0001-01-01 00:00:00"
+"""The least time that Python knows."""
+
 Order = Literal["integer", "decimal", "time", "text"]
 
 
@@ -65,8 +68,6 @@ class Dialect(ABC):
     """Its own SQL for the time, as naive UTC."""
     locks: ClassVar[bool] = False
     """Whether a read that is under way keeps writers out."""
-    streams: ClassVar[bool] = True
-    """Whether the rows of a query come as they are wanted, or all at once."""
 
     def __init__(self, source: RelationalTable) -> None:
         self.source = source
@@ -228,7 +229,9 @@ class _SQLite(Dialect):
 
     def readable(self, column: Column, now: str) -> str:
         if column.order == "time":
-            return f"isfinite({column.compared}) and {column.compared} <= timestamp {literal(now)}"
+            return (
+                f"{column.compared} between timestamp {literal(FIRST)} and timestamp {literal(now)}"
+            )
         return ""
 
     def edge(self, column: Column, value: str) -> str:
@@ -351,7 +354,8 @@ class _PostgreSQL(Dialect):
     def readable(self, column: Column, now: str) -> str:
         x = column.compared
         if column.order == "time":
-            return f"{x} > '-infinity' and {x} <= {self.constant(column, now)}"
+            first, last = self.constant(column, FIRST), self.constant(column, now)
+            return f"{x} between {first} and {last}"
         if column.order == "decimal":
             return f"{x}::text not in ('NaN', 'Infinity', '-Infinity')"
         return ""
@@ -368,7 +372,6 @@ class _MySQL(Dialect):
     name = "MySQL"
     extension = "mysql"
     function = "mysql_query"
-    streams = False  # whatever `stream_results` says, in the extension for DuckDB 1.5.5
     now = "utc_timestamp(6)"
     _INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint", "year")
     _TEXTS = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set")
@@ -377,6 +380,7 @@ class _MySQL(Dialect):
         *("geometry", "point", "linestring", "polygon", "geometrycollection"),
         *("geomcollection", "multipoint", "multilinestring", "multipolygon"),
     )
+    _patiently = ""
 
     def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         parts = urlsplit(self.source.url)
@@ -389,6 +393,11 @@ class _MySQL(Dialect):
         connection.execute("set mysql_tinyint1_as_boolean = false")  # it can hold a 2
         url = parts._replace(scheme="mysql").geturl()
         connection.execute(f"attach {literal(url)} as source (type mysql, read_only)")
+        version = connection.execute(self.query("select version() as c0")).fetchone()
+        if version and "MariaDB" in version[0]:
+            # It cuts off a reader that lets it wait for a minute, as one does that waits for the
+            # warehouse's lock. MySQL has no such statement; there the next load reads on.
+            self._patiently = "set statement net_write_timeout = 3600 for "
 
     @property
     def _table(self) -> str:
@@ -456,7 +465,7 @@ class _MySQL(Dialect):
         order: str = "",
         without: str = "",
     ) -> str:
-        return self.query(_select(expressions, self._table, where, order))
+        return self.query(self._patiently + _select(expressions, self._table, where, order))
 
     def constant(self, column: Column, value: str) -> str:
         if column.order in ("integer", "decimal"):
@@ -465,7 +474,8 @@ class _MySQL(Dialect):
 
     def readable(self, column: Column, now: str) -> str:
         if column.order == "time":
-            return f"{column.compared} <= {self.constant(column, now)} and not ({column.unfit})"
+            within = f"{column.compared} between '{FIRST}' and {self.constant(column, now)}"
+            return f"{within} and not ({column.unfit})"
         return ""
 
     def edge(self, column: Column, value: str) -> str:

@@ -236,15 +236,26 @@ def test_a_server_that_goes_away_is_worth_another_try(mariadb_database, monkeypa
     assert "WATERSHED_SHOP_URL" in str(caught.value)
 
 
-def test_the_more_rows_the_more_ranges_because_a_query_is_fetched_at_once(
-    mariadb_database, monkeypatch
-):
-    monkeypatch.setattr(relational, "RANGE_ROWS", 100)
+@pytest.mark.parametrize("cursor", ["id", None])
+def test_rows_are_streamed_and_a_reader_that_is_slow_is_not_cut_off(mariadb_database, cursor):
     run(
         mariadb_database,
         "create table goods (id int)",
-        "insert into goods select seq from seq_1_to_1000",
+        "insert into goods select seq from seq_1_to_2000000",
     )
-    batches = list(read(shop(mariadb_database, cursor="id"), {}))
-    assert len(batches) == 10
-    assert sorted(row["id"] for row in rows_of(batches)) == list(range(1, 1001))
+    batches = read(shop(mariadb_database, cursor=cursor), {}, batch_rows=10_000)
+    seen = next(batches).rows.num_rows
+    parts = urlsplit(mariadb_database)
+    with pymysql.connect(
+        host=parts.hostname, port=parts.port, user=parts.username, password=parts.password
+    ) as connection:
+        watch = connection.cursor()
+        watch.execute(
+            "select info from information_schema.processlist where db = %s and info is not null",
+            [parts.path[1:]],
+        )
+        ((statement,),) = watch.fetchall()
+    # It is still being answered, and the server has been asked to be patient.
+    assert "from `goods`" in statement
+    assert "net_write_timeout = 3600" in statement
+    assert seen + sum(batch.rows.num_rows for batch in batches) == 2_000_000

@@ -6,11 +6,12 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from urllib.parse import urlsplit
 
+import duckdb
 import psycopg
 import pyarrow as arrow
 import pytest
 
-from orchestration.connectors import SOURCE_POSITION, Batch
+from orchestration.connectors import SOURCE_POSITION, Batch, relational
 from orchestration.connectors.relational import RelationalTable, read
 from orchestration.contracts.raw import build_contract, contract_of
 from orchestration.demo import retail_db
@@ -270,3 +271,120 @@ def test_a_server_that_goes_away_is_worth_another_try(postgresql_database):
         list(batches)
     assert str(urlsplit(postgresql_database).password) not in str(caught.value)
     assert "WATERSHED_SHOP_URL" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [
+        ("timestamptz", "null, infinity, -infinity, 9999-01-01, 0044-01-01 BC"),
+        ("timestamp", "null, infinity, -infinity, 9999-01-01, 0044-01-01 BC"),
+        ("date", "null, infinity, -infinity, 9999-01-01, 0044-01-01 BC"),
+        ("numeric", "null, NaN, Infinity, -Infinity"),
+    ],
+)
+def test_an_odd_cursor_hides_no_row_to_come(postgresql_database, kind, odd):
+    usual = "5" if kind == "numeric" else "2020-01-01"
+    values = [f"'{value}'" if value != "null" else value for value in odd.split(", ")]
+    run(
+        postgresql_database,
+        f"create table goods (id int, c {kind})",
+        *(f"insert into goods values ({i}, {value})" for i, value in enumerate(values)),
+    )
+    source, everything = shop(postgresql_database, cursor="c"), list(range(len(values)))
+    batches = list(read(source, {}))
+    assert (ids(batches), batches[-1].position) == (everything, {"cursor": None})
+    run(postgresql_database, f"insert into goods values (100, '{usual}')")
+    batches = list(read(source, batches[-1].position))
+    assert sorted(ids(batches)) == [*everything, 100]
+    run(postgresql_database, f"insert into goods values (101, '{usual}')")
+    assert sorted(ids(read(source, batches[-1].position))) == [*everything, 100, 101]
+
+
+def test_a_row_that_is_committed_late_is_seen_within_the_overlap(postgresql_database):
+    run(postgresql_database, "create table goods (id int primary key, at timestamptz not null)")
+    with psycopg.connect(postgresql_database) as slow:
+        slow.execute("insert into goods values (1, '2020-01-01 10:00+00')")
+        run(postgresql_database, "insert into goods values (2, '2020-01-01 10:30+00')")
+        (first,) = read(shop(postgresql_database, cursor="at"), {})
+        slow.commit()
+    assert ids([first]) == [2]
+    assert ids(read(shop(postgresql_database, cursor="at"), first.position)) == [2]
+    within = shop(postgresql_database, cursor="at", overlap="1 hour")
+    assert ids(read(within, first.position)) == [1, 2]
+
+
+def test_rows_that_change_while_a_first_read_is_under_way_are_not_lost(
+    postgresql_database, monkeypatch
+):
+    monkeypatch.setattr(relational, "RANGE_ROWS", 1_000)
+    run(
+        postgresql_database,
+        "create table goods as select i as id, timestamp '2020-01-01' + i * interval '1 minute' as at"
+        " from generate_series(1, 5000) as i",
+    )
+    source = shop(postgresql_database, cursor="at")
+    reading = read(source, {})
+    seen = [next(reading), next(reading)]
+    run(
+        postgresql_database,
+        "update goods set at = at + interval '1 year' where id % 100 = 0",
+        "insert into goods select i, timestamp '2021-06-01' from generate_series(5001, 5010) as i",
+    )
+    seen += reading
+    assert len(seen) == 5
+    seen += read(source, seen[-1].position)
+    landed = {tuple(row.values()) for batch in seen for row in batch.rows.to_pylist()}
+    with psycopg.connect(postgresql_database) as connection:
+        assert set(connection.execute("select id, at from goods").fetchall()) <= landed
+
+
+def test_the_keys_that_are_there_are_told_whatever_their_number(postgresql_database, monkeypatch):
+    monkeypatch.setattr(relational, "BATCH_BYTES", 50_000)
+    run(
+        postgresql_database,
+        "create table goods as select i as id, 'é' || i as name from generate_series(1, 20000) as i",
+    )
+    source = shop(postgresql_database, cursor="id", key=("name", "id"), deletes=True)
+    for batch in read(source, {}):
+        present = batch.present_keys
+        if present is not None:
+            # As landing does: another DuckDB reads them while this one does.
+            counted = "select count(*), max(name), min(id) from present"
+            assert duckdb.sql(counted).fetchall() == [(20_000, "é9999", 1)]
+    assert present is not None
+
+
+def test_views_and_partitioned_tables_are_tables_and_names_in_another_case_are_others(
+    postgresql_database,
+):
+    run(
+        postgresql_database,
+        'create table goods (id int not null, "ID" int) partition by range (id)',
+        "create table goods_1 partition of goods for values from (0) to (10)",
+        "create table goods_2 partition of goods for values from (10) to (20)",
+        "insert into goods select i, -i from generate_series(0, 19) as i",
+        "create view few as select * from goods where id < 5",
+        "create materialized view fewer as select * from goods where id < 3",
+    )
+    for name, rows in (("goods", 20), ("few", 5), ("fewer", 3)):
+        batches = list(read(shop(postgresql_database, table=name, cursor="id"), {}))
+        assert sorted(ids(batches)) == list(range(rows))
+        assert batches[0].rows["ID"].to_pylist() == [-i for i in ids(batches[:1])]
+
+
+def test_a_table_that_this_user_may_not_read_is_said_to_be_so(postgresql_database):
+    parts = urlsplit(postgresql_database)
+    clerk, password = f"clerk_{parts.path[1:]}", "pass%2Fword%401"
+    run(
+        postgresql_database,
+        "create table goods (id int)",
+        f"create role {clerk} login password 'pass/word@1'",
+    )
+    try:
+        netloc = f"{clerk}:{password}@{parts.hostname}:{parts.port}"
+        with pytest.raises(MendableError, match="may not read") as caught:
+            list(read(shop(parts._replace(netloc=netloc).geturl()), {}))
+        assert not isinstance(caught.value, SourceUnavailableError)
+        assert "word" not in str(caught.value)
+    finally:
+        run(postgresql_database, f"drop role {clerk}")

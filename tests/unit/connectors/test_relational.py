@@ -568,6 +568,15 @@ def test_a_server_that_does_not_answer_is_worth_another_try_and_its_password_sta
     assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + repr(source)
 
 
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_for_ever(kind, monkeypatch):
+    monkeypatch.setattr(relational_dialects, "TIMEOUT_SECONDS", 2)  # the least PostgreSQL's takes
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{kind}://clerk:s3cret@127.0.0.1:{silent.getsockname()[1]}/shop"
+        with pytest.raises(SourceUnavailableError, match="no answer within"):
+            list(read(sales(None, url=url), {}))
+
+
 def test_a_url_of_another_kind_names_its_setting_and_not_its_content():
     with pytest.raises(MendableError, match="setting WATERSHED_SHOP_URL") as caught:
         list(read(sales(None, url="oracle://clerk:s3cret@host/shop"), {}))
