@@ -5,7 +5,7 @@ twelve columns, quarantines and commits to the warehouse. *dlt* loads the same r
 the backend that is its fastest for the case. *The limit* only moves the bytes: PostgreSQL's COPY to
 nowhere, DuckDB reading the files into a table, or the API's pages fetched and parsed. No contract.
 
-dlt's own cases run on an `--isolated` environment's packages: `make bench-ingestion` installs them.
+What dlt needs beside the project's packages is the extra `bench`, which `make bench-ingestion` installs.
 """
 
 from __future__ import annotations
