@@ -300,6 +300,8 @@ class _Watched:
     ) -> None:
         self._connection, self._at, self._sabotage = connection, at, sabotage
         self._has_rows = False
+        # Statements name Arrow tables of their caller, which is now one frame further up.
+        connection.execute("set python_scan_all_frames = true")
 
     def execute(self, statement: str, *parameters: Any) -> duckdb.DuckDBPyConnection:
         step = self._step(statement)
