@@ -17,6 +17,7 @@ import duckdb
 import pytest
 from small_house import BIN, ROOT, SECRETS, TOKEN
 
+from orchestration.connectors.event_stream import EventTopic
 from orchestration.connectors.http_client import ClientCredentials
 from orchestration.connectors.lake_files import LakeFiles
 from orchestration.connectors.relational import RelationalTable
@@ -209,6 +210,7 @@ def test_sources_that_refuse_leave_no_secret_anywhere(
     for system, kind, further in (
         ("shop", "RestApiSource", OAUTH),
         ("lake", "LakeFilesSource", ""),
+        ("stream", "EventStreamSource", ""),
     ):
         (tmp_path / system).mkdir()
         description = SOURCE.format(kind=kind, system=system, table=TABLE) + further
@@ -222,6 +224,7 @@ def test_sources_that_refuse_leave_no_secret_anywhere(
         "WATERSHED_SHOP_TOKEN_URL": f"{service}/token",
         "WATERSHED_SHOP_CLIENT_ID": "watershed",
         "WATERSHED_LAKE_URL": "s3://bucket/prefix",
+        "WATERSHED_STREAM_URL": f"kafka://watershed:{quote(PASSWORD, safe='')}@{CLOSED}",
         "AWS_ACCESS_KEY_ID": "watershed",
         "AWS_ENDPOINT_URL": f"http://{CLOSED}",
     }.items():
@@ -232,18 +235,19 @@ def test_sources_that_refuse_leave_no_secret_anywhere(
     from orchestration.defs import components
 
     monkeypatch.setattr(components, "code_version", lambda *_: "of this test")
-    sources = [components.described_source(system) for system in ("shop", "lake")]
+    sources = [components.described_source(system) for system in ("shop", "lake", "stream")]
     assets = [source._raw_asset(source.tables[0]) for source in sources]
     with dg.DagsterInstance.get() as instance:
         result = dg.materialize(assets, instance=instance, raise_on_error=False)
     causes = {
         e.step_key: e.step_failure_data for e in result.filter_events(lambda e: e.is_step_failure)
     }
-    assert causes.keys() == {"raw__shop__orders", "raw__lake__orders"}
+    assert causes.keys() == {"raw__shop__orders", "raw__lake__orders", "raw__stream__orders"}
     # the secret was sent, and came back
     assert leaks(b"".join(refusing_service.told))
     assert "credentials that it refuses" in str(causes["raw__shop__orders"])
     assert "a store that answers" in str(causes["raw__lake__orders"])
+    assert "a broker that answers" in str(causes["raw__stream__orders"])
     assert leaks(str(causes) + "".join(capfd.readouterr())) == []
     assert_nothing_written_leaks(house)
 
@@ -284,6 +288,12 @@ def test_a_source_as_text_shows_no_secret():
             system="shop",
             table="orders",
             location_setting="WATERSHED_SHOP_URL",
+        ),
+        EventTopic(
+            url=f"kafka://watershed:{quote(PASSWORD, safe='')}@{CLOSED}",
+            topic="orders",
+            options={"sasl.password": PASSWORD},
+            **named,
         ),
     ]
     assert leaks(repr(sources) + "".join(map(str, sources))) == []
