@@ -68,6 +68,16 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Bearer token of the campaign API. `make demo` writes a random one to `.env` if unset.",
     )
+    payments_lake_url: str = Field(
+        "",
+        description="Folder or s3://bucket/prefix/ of past card payments (Parquet). "
+        "Empty: the demo's, <data_dir>/demo/payments_lake.",
+    )
+    payments_stream_url: SecretStr = Field(
+        SecretStr(""),
+        description="Card payments as they are made: kafka://[user:password@]host:9092 or log:///folder. "
+        "Empty: the demo's log on disk, <data_dir>/demo/payments_stream.",
+    )
     segmentation_first_month: str = Field(
         "2017-01",
         pattern=r"^\d{4}-\d{2}$",
@@ -106,7 +116,18 @@ class Settings(BaseSettings):
         demo = f"sqlite:///{info.data['data_dir']}/demo/retail.sqlite"
         return SecretStr(value.get_secret_value() or demo)
 
-    @field_validator("catalog", "lake_path", "campaign_api_url")
+    @field_validator("payments_lake_url")
+    @classmethod
+    def _demo_lake_by_default(cls, value: str, info: ValidationInfo) -> str:
+        return value or f"{info.data['data_dir']}/demo/payments_lake"
+
+    @field_validator("payments_stream_url")
+    @classmethod
+    def _demo_stream_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        demo = f"log://{info.data['data_dir']}/demo/payments_stream"
+        return SecretStr(value.get_secret_value() or demo)
+
+    @field_validator("catalog", "lake_path", "campaign_api_url", "payments_lake_url")
     @classmethod
     def _without_password(cls, value: str) -> str:
         if _PASSWORD.search(value):

@@ -11,9 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from orchestration.connectors import Position, event_log
 from orchestration.connectors.event_log import Event, Gap
@@ -237,7 +235,7 @@ class LogConsumer(Consumer):
 
     def __init__(self, source: EventTopic) -> None:
         super().__init__(source)
-        self._folder = Path(unquote(source.url.removeprefix("log://")))
+        self._folder = event_log.folder_of(source.url)
         self._readers: dict[int, event_log.Reader] = {}
         self._waiting: deque[event_log.Slice] = deque()
 

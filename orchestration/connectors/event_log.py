@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from orchestration.errors import MendableError
 
@@ -74,8 +75,13 @@ class Slice(NamedTuple):
     stop: int
 
 
-def create_topic(folder: Path, topic: str, partitions: int = 1) -> None:
-    """Make a topic, or give one that exists more partitions.
+def folder_of(url: str) -> Path:
+    """The folder of topics that `log:///path/to/folder` names."""
+    return Path(unquote(url.removeprefix("log://")))
+
+
+def create_topic(folder: Path, topic: str, partitions: int | None = None) -> None:
+    """Make a topic, of one partition if none are said, or give one that exists more partitions.
 
     Raises:
         MendableError: the name is not one that Kafka would take, or partitions would be lost.
@@ -90,6 +96,10 @@ def create_topic(folder: Path, topic: str, partitions: int = 1) -> None:
     about = folder / topic / "topic.json"
     about.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(about.read_text()) if about.exists() else {"topic_id": uuid.uuid4().hex}
+    if partitions is None:
+        if about.exists():
+            return
+        partitions = 1
     if partitions < known.get("partitions", 1):
         raise MendableError(
             f"topic {topic} in {folder}",

@@ -589,11 +589,14 @@ class EventStreamSource(Source):
 
     def topic(self, settings: Settings, table: Topic, *, accept_gap: bool = False) -> Any:
         """The topic as connectors/event_stream.py takes it."""
-        from orchestration.connectors import event_stream
+        from orchestration.connectors import event_log, event_stream
 
+        url, topic = settings.value_of(self.url_setting), table.at_source or table.name
+        if url.startswith("log://"):  # as a Kafka broker does when it is asked for a new topic
+            event_log.create_topic(event_log.folder_of(url), topic)
         return event_stream.EventTopic(
-            url=settings.value_of(self.url_setting),
-            topic=table.at_source or table.name,
+            url=url,
+            topic=topic,
             system=self.system,
             table=table.name,
             url_setting=variable(self.url_setting),

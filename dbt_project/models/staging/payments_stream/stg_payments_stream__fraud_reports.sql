@@ -1,0 +1,9 @@
+select
+    transaction_id,
+    is_fraud,
+    reported_at
+from {{ source('raw', 'payments_stream__fraud_reports') }}
+qualify row_number() over (
+    partition by transaction_id, reported_at
+    order by _loaded_at desc, _source_position desc
+) = 1
