@@ -151,8 +151,7 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
     path = settings.catalog_file.with_suffix(".lock")
     holder = settings.catalog_file.with_suffix(".writer.json")
     lock = FileLock(path, timeout=0)
-    deadline = time.monotonic() + settings.lock_timeout_seconds
-    told = False
+    began, told = time.monotonic(), False
     while True:
         try:
             lock.acquire()
@@ -163,7 +162,8 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
                 by = f"{who['doing']} (process {who['pid']})"
             except (OSError, ValueError, KeyError):
                 by = "another process"
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            if waited >= settings.lock_timeout_seconds:
                 raise WarehouseBusyError(
                     f"the warehouse at {settings.catalog_file}",
                     expected="to be the only writer",
@@ -171,7 +171,7 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
                     mend="wait until it has finished, then run the command again "
                     "(WATERSHED_LOCK_TIMEOUT_SECONDS sets how long to wait)",
                 ) from None
-            if not told:
+            if waited > 2 and not told:  # topics that land side by side take turns all the time
                 print(f"waiting for {by} to finish writing ...", file=sys.stderr, flush=True)
                 told = True
             time.sleep(0.1)
