@@ -1,3 +1,3 @@
 {% macro range_of_days(days) -%}
-    range between interval '{{ days - 1 }} days 23 hours 59 minutes 59.999999 seconds' preceding and current row
+    range between {{ days * 24 * 60 * 60 * 1000000 - 1 }} preceding and current row
 {%- endmacro %}

@@ -27,41 +27,91 @@ FEATURES = [f"{measure}_{days}d" for measure in MEASURES for days in WINDOWS]
 FOREVER = np.iinfo(np.int64).max
 
 
+MODELS = (
+    "staging/payments_lake/stg_payments_lake__payments",
+    "staging/payments_lake/stg_payments_lake__fraud_labels",
+    "staging/payments_stream/stg_payments_stream__payments",
+    "staging/payments_stream/stg_payments_stream__fraud_reports",
+    "intermediate/int_payments__merged",
+    "intermediate/int_fraud_labels__versioned",
+    "features/fraud_detection/feat_payment__windows",
+)
+"""What stands between raw payments and their features, in the order in which it is built."""
+
+
 @pytest.fixture(scope="module")
-def model_sql(tmp_path_factory) -> str:
-    """The model as dbt compiles it."""
+def models(tmp_path_factory) -> dict[str, str]:
+    """`schema.table` of each model to its SQL, as dbt compiles it."""
     folder = tmp_path_factory.mktemp("compiled")
-    model = "models/features/fraud_detection/feat_payment__windows.sql"
+    dbt = Path(sys.executable).parent / "dbt"
     done = subprocess.run(
-        [Path(sys.executable).parent / "dbt", "compile", "--quiet", "--target-path", folder]
-        + ["--select", Path(model).stem],
+        [dbt, "compile", "--quiet", "--target-path", folder, "--select", "+feat_payment__windows"],
         cwd=ROOT / "dbt_project",
         env={**os.environ, "WATERSHED_DATA_DIR": str(folder / "data")},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return (folder / "compiled" / "watershed" / model).read_text()
+    compiled = folder / "compiled" / "watershed" / "models"
+    return {
+        f"{model.split('/')[0]}.{model.split('/')[-1]}": (compiled / f"{model}.sql").read_text()
+        for model in MODELS
+    }
 
 
-def features(sql: str, payments: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """What the model makes of these payments and versions of labels, in the order of the payments."""
+def features(models: dict[str, str], payments: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """What the models make of these payments and versions of labels, in the order of the payments.
+
+    A third of the payments come from the lake, a third from the stream, a third from both. A label
+    that became known after exactly seven days comes with the lake's payment where there is one; other
+    labels, and corrections of it, come as reports.
+    Every tenth payment and report arrives twice, and some reports are of payments nobody knows.
+    """
     with duckdb.connect(":memory:") as connection:
-        connection.execute("attach ':memory:' as lake; use lake; create schema intermediate")
-        connection.register("given_payments", payments.to_arrow())
-        connection.register("given_labels", labels.to_arrow())
-        connection.execute(
-            "create table intermediate.int_payments__merged as select transaction_id, customer_id, terminal_id,"
-            " make_timestamp(moment) as transaction_at, cast(cents / 100 as decimal(12, 2)) as amount"
-            " from given_payments"
-        )
-        connection.execute(
-            "create table intermediate.int_fraud_labels__versioned as select transaction_id, customer_id,"
-            " terminal_id, make_timestamp(moment) as transaction_at, is_fraud, make_timestamp(known_at) as known_at,"
-            " make_timestamp(superseded_at) as superseded_at"
-            " from given_labels inner join given_payments using (transaction_id)"
-        )
-        built = pl.DataFrame(connection.execute(sql).to_arrow_table())
+        connection.register("payments", payments.to_arrow())
+        connection.register("labels", labels.to_arrow())
+        connection.execute(f"""
+            attach ':memory:' as lake;
+            use lake;
+            create schema raw;
+            create schema staging;
+            create schema intermediate;
+            create schema features;
+            create table came as
+                select
+                    p.transaction_id, p.customer_id, p.terminal_id,
+                    make_timestamp(any_value(p.moment)) as transaction_at,
+                    cast(any_value(p.cents) / 100 as decimal(12, 2)) as amount,
+                    p.transaction_id % 3 < 2 as is_in_lake,
+                    p.transaction_id % 3 > 0 as is_in_stream,
+                    bool_or(l.is_fraud) filter (where l.known_at = p.moment + {DELAY}) as is_fraud
+                from payments as p left join labels as l on p.transaction_id = l.transaction_id
+                group by p.transaction_id, p.customer_id, p.terminal_id;
+            create table raw.payments_lake__payments as
+                select
+                    transaction_id, transaction_at, customer_id, terminal_id, amount, is_fraud,
+                    timestamp '2019-01-01' as _loaded_at, 'payments/0/1' as _source_position
+                from came, range(2) as twice (again)
+                where is_in_lake and (again = 0 or transaction_id % 10 = 0);
+            create table raw.payments_stream__payments as
+                select
+                    transaction_id, transaction_at, customer_id, terminal_id, amount,
+                    timestamp '2019-01-01' + to_seconds(again) as _loaded_at, 'payments/0/1' as _source_position
+                from came, range(2) as twice (again)
+                where is_in_stream and (again = 0 or transaction_id % 10 = 0);
+            create table raw.payments_stream__fraud_reports as
+                select
+                    transaction_id + case when again = 2 then 1000000 else 0 end as transaction_id,
+                    l.is_fraud, make_timestamp(l.known_at) as reported_at,
+                    timestamp '2019-01-01' + to_seconds(again) as _loaded_at, 'payments/0/1' as _source_position
+                from labels as l inner join came using (transaction_id), range(3) as twice (again)
+                where not (is_in_lake and l.known_at = epoch_us(transaction_at) + {DELAY})
+                    and (again = 0 or transaction_id % 10 = 0)
+        """)
+        for table, sql in models.items():
+            connection.execute(f"create table {table} as {sql}")
+        found = connection.execute("from features.feat_payment__windows").to_arrow_table()
+    built = pl.DataFrame(found)
     assert built["transaction_id"].n_unique() == built.height == payments.height
     return payments.select("transaction_id").join(
         built, on="transaction_id", how="left", maintain_order="left"
@@ -148,19 +198,17 @@ def mismatches(built: pl.DataFrame, expected: pl.DataFrame) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_features_of_generated_payments_are_what_their_definition_says(model_sql, seed):
+def test_features_of_generated_payments_are_what_their_definition_says(models, seed):
     payments, labels = world(seed)
     expected = by_definition(payments, labels)
     assert (expected["terminal_fraud_share_1d"] > 0).mean() > 0.1
-    assert mismatches(features(model_sql, payments, labels), expected) == dict.fromkeys(FEATURES, 0)
+    assert mismatches(features(models, payments, labels), expected) == dict.fromkeys(FEATURES, 0)
 
 
-def test_what_happens_or_becomes_known_later_changes_no_earlier_row(model_sql):
+def test_what_happens_or_becomes_known_later_changes_no_earlier_row(models):
     payments, labels = world(seed=9, rows=10_000)
     now = int(payments["moment"].median())
-    known = features(model_sql, payments, labels).filter(
-        pl.col("as_of_at").dt.timestamp("us") < now
-    )
+    known = features(models, payments, labels).filter(pl.col("as_of_at").dt.timestamp("us") < now)
     past = payments.filter(pl.col("moment") < now)
     then = labels.filter(
         pl.col("known_at") < now, pl.col("transaction_id").is_in(past["transaction_id"].implode())
@@ -169,4 +217,53 @@ def test_what_happens_or_becomes_known_later_changes_no_earlier_row(model_sql):
         superseded_at=pl.when(pl.col("superseded_at") < now).then("superseded_at")
     )
     assert known.height == past.height > 1_000
-    assert features(model_sql, past, then).equals(known)
+    assert features(models, past, then).equals(known)
+
+
+def by_rolling(payments: pl.DataFrame) -> pl.DataFrame:
+    """The features as the Fraud Detection Handbook rolls its windows: positions in one order per customer and terminal.
+
+    `payments` are in the order of `moment`, then `transaction_id`; labels (`is_fraud`) come after seven days.
+    """
+    expected = {}
+    moment = payments["moment"].to_numpy() - payments["moment"].min() + 60 * DAY
+    for entity, delay, value in (("customer", 0, "cents"), ("terminal", DELAY, "is_fraud")):
+        ids = payments[f"{entity}_id"].to_numpy()
+        order = np.argsort(ids, kind="stable")
+        key = (ids[order] << 44) + moment[order]
+        sums = np.concatenate([[0], np.cumsum(payments[value].to_numpy()[order].astype(np.int64))])
+        # up to the payment itself, or up to what was paid seven days before
+        end = np.searchsorted(key, key - delay, "right") if delay else np.arange(1, len(key) + 1)
+        for days in WINDOWS:
+            start = np.searchsorted(key, key - delay - days * DAY, "right")
+            count, total = end - start, sums[end] - sums[start]
+            ratio = total / count / 100 if entity == "customer" else total / np.maximum(count, 1)
+            measure = "customer_amount_avg" if entity == "customer" else "terminal_fraud_share"
+            for name, values in ((f"{entity}_payments_count", count), (measure, ratio)):
+                expected[f"{name}_{days}d"] = np.empty(len(key))
+                expected[f"{name}_{days}d"][order] = values
+    return pl.DataFrame(expected)
+
+
+def test_features_of_the_real_payments_are_those_of_rolling_windows(models):
+    if not REAL_DATA or not Path(REAL_DATA, "card_payments").is_dir():
+        pytest.skip("WATERSHED_TEST_DATA names no folder with card_payments")
+    payments = (
+        pl.scan_parquet(Path(REAL_DATA, "card_payments", "**", "*.parquet"))
+        .select(
+            "transaction_id",
+            pl.col("transaction_at").dt.timestamp("us").alias("moment"),
+            pl.col("customer_id", "terminal_id").cast(pl.Int64),
+            (pl.col("amount") * 100).cast(pl.Int64).alias("cents"),
+            "is_fraud",
+        )
+        .sort("moment", "transaction_id")
+        .collect()
+    )
+    labels = payments.select(
+        "transaction_id", "is_fraud", known_at="moment", superseded_at=pl.lit(None, pl.Int64)
+    ).with_columns(pl.col("known_at") + DELAY)
+    built = features(models, payments, labels)
+    assert mismatches(built, by_rolling(payments)) == dict.fromkeys(FEATURES, 0)
+    assert (built["is_night"] == (payments["moment"] % DAY < 7 * DAY // 24)).all()
+    assert (built["is_weekend"] == ((payments["moment"] // DAY + 3) % 7 >= 5)).all()

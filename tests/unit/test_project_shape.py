@@ -22,6 +22,7 @@ PREFIXES = {
     "intermediate": "int_",
     "features": "feat_",
     "training_sets": "train_",
+    "predictions": "",  # named as the tables that Python fills beside it
     "monitoring": "mon_",
 }
 

@@ -12,21 +12,38 @@ with payments as (
     from {{ ref('int_payments__merged') }}
 ),
 
--- The customer's payments in (t - N days, t]. The range takes in all payments made at t;
--- those of them with a larger transaction_id come after this one and are taken off again.
-customer_windows as (
+-- Customers: their payments in (t - N days, t]. The range takes in all payments made at t; those of them with a
+-- larger transaction_id come after this one and are taken off again.
+-- Terminals: their payments in (t - delay - N days, t - delay] are those of the last delay + N days less those of the
+-- last delay days.
+payment_windows as (
     select
         transaction_id,
+        transaction_at,
+        customer_id,
+        terminal_id,
+        amount,
         {% for days in windows %}
-            count(*) over last_{{ days }}d - count(*) over later_at_t as payments_count_{{ days }}d,
-            sum(amount_cents) over last_{{ days }}d
-            - coalesce(sum(amount_cents) over later_at_t, 0) as amount_cents_sum_{{ days }}d,
+            count(*) over customer_{{ days }}d - count(*) over later_at_t as customer_count_{{ days }}d,
+            sum(amount_cents) over customer_{{ days }}d
+            - coalesce(sum(amount_cents) over later_at_t, 0) as customer_cents_{{ days }}d,
+            count(*) over terminal_{{ delay + days }}d
+            - count(*) over terminal_{{ delay }}d as terminal_count_{{ days }}d,
         {% endfor %}
-        customer_id
+        amount_cents
     from payments
     window
         {% for days in windows %}
-            last_{{ days }}d as (partition by customer_id order by transaction_at {{ range_of_days(days) }}),
+            customer_{{ days }}d as (
+                partition by customer_id
+                order by {{ microseconds('transaction_at') }} {{ range_of_days(days) }}
+            ),
+        {% endfor %}
+        {% for days in [0] + windows %}
+            terminal_{{ delay + days }}d as (
+                partition by terminal_id
+                order by {{ microseconds('transaction_at') }} {{ range_of_days(delay + days) }}
+            ),
         {% endfor %}
         later_at_t as (
             partition by customer_id, transaction_at
@@ -52,61 +69,70 @@ frauds as (
     where is_fraud
 ),
 
--- So a running sum per window counts them: +1 where one starts, -1 where it ends, 0 at a payment, which reads it.
-terminal_events as (
+fraud_changes as (
     select
         terminal_id,
-        transaction_at as happened_at,
         {% for days in windows %}
-            0 as frauds_change_{{ days }}d,
+            1 as change_{{ days }}d,
         {% endfor %}
-        transaction_id
-    from payments
-    union all
-    select
-        terminal_id,
-        started_at as happened_at,
-        {% for days in windows %}
-            1 as frauds_change_{{ days }}d,
-        {% endfor %}
-        null as transaction_id
+        started_at as changed_at
     from frauds
     {% for days in windows %}
         union all
         select
             terminal_id,
-            ended_at_{{ days }}d as happened_at,
             {% for each in windows %}
-                {{ -1 if each == days else 0 }} as frauds_change_{{ each }}d,
+                {{ -1 if each == days else 0 }} as change_{{ each }}d,
             {% endfor %}
-            null as transaction_id
+            ended_at_{{ days }}d as changed_at
         from frauds
     {% endfor %}
 ),
 
--- The terminal's payments in (t - delay - N days, t - delay] are those of the last delay + N days less those of the
--- last delay days. The running sum at t has every change that happened at t.
-terminal_windows as (
+-- So the running sums of +1 where one starts and -1 where it ends count them, from each change on until the next.
+fraud_counts as (
+    select
+        terminal_id,
+        {% for days in windows %}
+            sum(sum(change_{{ days }}d)) over until_then as frauds_count_{{ days }}d,
+        {% endfor %}
+        changed_at
+    from fraud_changes
+    group by terminal_id, changed_at
+    window
+        until_then as (
+            partition by terminal_id
+            order by changed_at range between unbounded preceding and current row
+        )
+),
+
+-- A payment reads the counts as of the terminal's last change, which may happen at the very instant of the payment.
+-- Most terminals never had a fraud: their payments have nothing to read.
+payments_and_changes as (
     select
         transaction_id,
-        {% for days in windows %}
-            count(transaction_id) over last_{{ delay + days }}d
-            - count(transaction_id) over last_{{ delay }}d as payments_count_{{ days }}d,
-            sum(frauds_change_{{ days }}d) over until_t as frauds_count_{{ days }}d,
-        {% endfor %}
-        terminal_id
-    from terminal_events
-    window
-        {% for days in [0] + windows %}
-            last_{{ delay + days }}d as (
-                partition by terminal_id
-                order by happened_at {{ range_of_days(delay + days) }}
-            ),
-        {% endfor %}
-        until_t as (
+        terminal_id,
+        transaction_at as happened_at,
+        cast(null as timestamp) as changed_at
+    from payments
+    where terminal_id in (select c.terminal_id from fraud_counts as c)
+    union all
+    select
+        null as transaction_id,
+        terminal_id,
+        changed_at as happened_at,
+        changed_at
+    from fraud_counts
+),
+
+last_changes as (
+    select
+        transaction_id,
+        max(changed_at) over (
             partition by terminal_id
-            order by happened_at range between unbounded preceding and current row
-        )
+            order by {{ microseconds('happened_at') }} range between unbounded preceding and current row
+        ) as changed_at
+    from payments_and_changes
 )
 
 select
@@ -116,22 +142,22 @@ select
     p.terminal_id,
     p.amount,
     {% for days in windows %}
-        c.payments_count_{{ days }}d as customer_payments_count_{{ days }}d,
+        p.customer_count_{{ days }}d as customer_payments_count_{{ days }}d,
     {% endfor %}
     {% for days in windows %}
-        cast(c.amount_cents_sum_{{ days }}d as double)
-        / c.payments_count_{{ days }}d / 100 as customer_amount_avg_{{ days }}d,
+        cast(p.customer_cents_{{ days }}d as double)
+        / p.customer_count_{{ days }}d / 100 as customer_amount_avg_{{ days }}d,
     {% endfor %}
     {% for days in windows %}
-        t.payments_count_{{ days }}d as terminal_payments_count_{{ days }}d,
+        p.terminal_count_{{ days }}d as terminal_payments_count_{{ days }}d,
     {% endfor %}
     {% for days in windows %}
         coalesce(
-            cast(t.frauds_count_{{ days }}d as double) / nullif(t.payments_count_{{ days }}d, 0), 0
+            cast(f.frauds_count_{{ days }}d as double) / nullif(p.terminal_count_{{ days }}d, 0), 0
         ) as terminal_fraud_share_{{ days }}d,
     {% endfor %}
     {{ is_weekend('p.transaction_at') }} as is_weekend,
     extract(hour from p.transaction_at) <= 6 as is_night
-from payments as p
-inner join customer_windows as c on p.transaction_id = c.transaction_id
-inner join terminal_windows as t on p.transaction_id = t.transaction_id
+from payment_windows as p
+left join last_changes as l on p.transaction_id = l.transaction_id
+left join fraud_counts as f on p.terminal_id = f.terminal_id and l.changed_at = f.changed_at
