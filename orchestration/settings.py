@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -78,6 +79,12 @@ class Settings(BaseSettings):
         description="Card payments as they are made: kafka://[user:password@]host:9092 or log:///folder. "
         "Empty: the demo's log on disk, <data_dir>/demo/payments_stream.",
     )
+    stream_metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Where `make stream` serves Prometheus metrics on 127.0.0.1; 0 is nowhere.",
+    )
     segmentation_first_month: str = Field(
         "2017-01",
         pattern=r"^\d{4}-\d{2}$",
@@ -119,12 +126,13 @@ class Settings(BaseSettings):
     @field_validator("payments_lake_url")
     @classmethod
     def _demo_lake_by_default(cls, value: str, info: ValidationInfo) -> str:
-        return value or f"{info.data['data_dir']}/demo/payments_lake"
+        value = value or f"{info.data['data_dir']}/demo/payments_lake"
+        return value if "://" in value else str(PROJECT_ROOT / Path(value).expanduser())
 
     @field_validator("payments_stream_url")
     @classmethod
     def _demo_stream_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
-        demo = f"log://{info.data['data_dir']}/demo/payments_stream"
+        demo = f"log://{quote(str(info.data['data_dir']))}/demo/payments_stream"
         return SecretStr(value.get_secret_value() or demo)
 
     @field_validator("catalog", "lake_path", "campaign_api_url", "payments_lake_url")

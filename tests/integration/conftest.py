@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from small_house import BIN, HOUSEHOLDS, TOKEN, House
+from small_house import BIN, HOUSEHOLDS, PAYMENTS, TOKEN, House
 
-from orchestration.demo import campaign_api, retail_db
+from orchestration.demo import campaign_api, card_payments, retail_db
 from orchestration.settings import Settings
 
 
@@ -16,6 +16,7 @@ def house(tmp_path_factory):
     patched.setitem(Settings.model_config, "env_file", None)
     house = House(tmp_path_factory.mktemp("house"))
     retail_db.fill(house.database, households=HOUSEHOLDS)
+    card_payments.fill(house.lake, house.stream, PAYMENTS)
     with campaign_api.running(house.url, TOKEN, households=HOUSEHOLDS):
         house.first = house.run(BIN / "watershed", "build")
         yield house

@@ -1,4 +1,4 @@
-"""A small house for integration tests: 150 households, three months, and the command line to build it."""
+"""A small house for integration tests: 150 households, 300 cards, and the command line to build it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from orchestration.command_line import main
+from orchestration.demo.card_payments import World
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
 from orchestration.warehouse.frames import read_frame
@@ -19,6 +21,7 @@ from orchestration.warehouse.frames import read_frame
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 HOUSEHOLDS = 150
+PAYMENTS = World(customers=300, terminals=600, first_date=date(2018, 5, 1), days=70)
 TOKEN = "a/token+that=must~not-leak"
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "an/AWS+key=that~must-not-leak",
@@ -29,13 +32,15 @@ SECRETS = {
 
 
 class House:
-    """A warehouse with its two source systems, and the command line to build it."""
+    """A warehouse with its source systems, and the command line to build it."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self.database = folder / "retail.sqlite"
+        demo = folder / "data" / "demo"
+        self.lake, self.stream = demo / "payments_lake", demo / "payments_stream"
         self.settings = load_settings(data_dir=folder / "data")
         self.environment = {
             "WATERSHED_DATA_DIR": str(folder / "data"),
