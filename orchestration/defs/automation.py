@@ -1,4 +1,4 @@
-"""What runs by itself once WATERSHED_AUTOMATION is true: here the monthly segmentation.
+"""What runs by itself once WATERSHED_AUTOMATION is true: segments by the month, fraud models by the week.
 
 The ingestion schedule of a source stands in its own `defs/raw/<system>/defs.yaml`.
 """
@@ -32,3 +32,21 @@ def monthly_segmentation() -> Iterator[dg.RunRequest]:
     month = segmented_months(load_settings()).get_last_partition_key()
     if month is not None:
         yield dg.RunRequest(run_key=month, partition_key=month)
+
+
+retrain_fraud_detection = dg.define_asset_job(
+    "retrain_fraud_detection",
+    selection=dg.AssetSelection.groups("fraud_detection")
+    - dg.AssetSelection.key_prefixes("sources"),
+    description="The whole use case: land, transform, train the weeks that are new, watch.",
+)
+
+weekly_fraud_detection = dg.ScheduleDefinition(
+    name="weekly_fraud_detection",
+    job=retrain_fraud_detection,
+    cron_schedule="0 1 * * 1",
+    default_status=dg.DefaultScheduleStatus.RUNNING
+    if load_settings().automation
+    else dg.DefaultScheduleStatus.STOPPED,
+    description="Mondays, 01:00 UTC: the week whose labels have just become known.",
+)
