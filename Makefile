@@ -41,6 +41,9 @@ reload: $(INSTALLED) ## load a part of a source again: table=retail_db.transacti
 follow: $(INSTALLED) ## keep landing a stream until stopped: topic=<system>.<entity>
 	@$(BIN)/watershed follow $(topic)
 
+stream: $(INSTALLED) ## score payments as they are made, and land them, until stopped
+	@$(BIN)/watershed stream
+
 ui: $(INSTALLED) ## open the graph in Dagster
 	@$(BIN)/watershed ui
 
@@ -77,4 +80,4 @@ bench-ingestion: $(INSTALLED) ## landing against dlt and the machine's limit, on
 clean: ## delete everything built (the data folder), keep .venv and .env
 	rm -rf data
 
-.PHONY: help install reinstall lock demo build reload follow ui sql settings test services torture lint bench bench-ingestion clean
+.PHONY: help install reinstall lock demo build reload follow stream ui sql settings test services torture lint bench bench-ingestion clean

@@ -6,13 +6,16 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import MendableError
 from orchestration.settings import PROJECT_ROOT, Settings
 from orchestration.warehouse.connect import require_writable
+
+if TYPE_CHECKING:
+    from orchestration.defs.components import EventStreamSource, Topic
 
 
 @dataclass
@@ -191,15 +194,53 @@ def reload(
     return built
 
 
-def follow(settings: Settings, table: str, say: Callable[[str], None]) -> None:
-    """Land a stream as its events come, until the process is told to stop (Ctrl-C, SIGTERM).
+def follow(
+    settings: Settings,
+    tables: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    with_parent: bool = False,
+) -> None:
+    """Land streams as their events come, until the process is told to stop (Ctrl-C, SIGTERM).
+
+    Args:
+        settings: which warehouse and sources.
+        tables: topics of described event streams, `<system>.<entity>` each; one thread follows one.
+        say: told what landed, and of troubles that are waited out.
+        with_parent: stop as well when the process that started this one has ended, however it did.
 
     Raises:
-        MendableError: `table`, `<system>.<entity>`, is not a topic of a described event stream.
+        MendableError: one of `tables` is no such topic, or cannot be landed.
     """
     import signal
     import threading
 
+    topics = [_topic_of(table) for table in tables]
+    stopping, parent = threading.Event(), os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    failures: list[BaseException] = []
+
+    def land_one(source: EventStreamSource, topic: Topic) -> None:
+        try:
+            source.follow(settings, topic, stop=stopping, say=say)
+        except BaseException as error:  # noqa: BLE001 - it is raised below, in the main thread
+            failures.append(error)
+            stopping.set()
+
+    threads = [threading.Thread(target=land_one, args=pair) for pair in topics]
+    for thread in threads:
+        thread.start()
+    while not stopping.wait(0.2):
+        if with_parent and os.getppid() != parent:
+            stopping.set()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _topic_of(table: str) -> tuple[EventStreamSource, Topic]:
     from orchestration.defs.components import EventStreamSource, described_source
 
     system, _, entity = table.partition(".")
@@ -214,10 +255,7 @@ def follow(settings: Settings, table: str, say: Callable[[str], None]) -> None:
             arrived=entity or "no entity",
             mend="make build lands what is not a stream",
         )
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    source.follow(settings, topic, stop=stopping.is_set, say=say)
+    return source, topic
 
 
 @contextlib.contextmanager

@@ -43,13 +43,26 @@ def main() -> None:
 @main.command()
 def demo() -> None:
     """Fill the demo's source systems, build everything new, and say what exists now."""
-    from orchestration.demo import retail_db
+    from orchestration.connectors.event_log import folder_of
+    from orchestration.demo import card_payments, retail_db
 
     console = _console()
     settings = _demo_settings()
+    card_payments.require_unmixed(settings)
     console.print("[bold]1/3  the source systems[/]")
     database = Path(settings.value_of("retail_db_url").removeprefix("sqlite:///"))
-    retail_db.fill(database, progress=lambda message: console.print(f"  {message}"))
+
+    def tell(message: str) -> None:
+        console.print(f"  {message}")
+
+    retail_db.fill(database, progress=tell)
+    if _are_demo_payments(settings):
+        stream = folder_of(settings.value_of("payments_stream_url"))
+        card_payments.fill(Path(settings.payments_lake_url), stream, progress=tell)
+    else:
+        tell(
+            "card payments: those of WATERSHED_PAYMENTS_LAKE_URL and WATERSHED_PAYMENTS_STREAM_URL"
+        )
     with _demo_api(settings):
         built = _build(console, settings)
     _finish(console, settings, built)
@@ -58,8 +71,11 @@ def demo() -> None:
 @main.command()
 def build() -> None:
     """Build everything new from the configured sources."""
+    from orchestration.demo import card_payments
+
     console = _console()
     settings = load_settings()
+    card_payments.require_unmixed(settings)
     with _demo_api(settings):
         built = _build(console, settings)
     _finish(console, settings, built)
@@ -92,13 +108,29 @@ def reload(table: str, start: str | None, end: str | None, accept_gap: bool) -> 
 
 
 @main.command()
-@click.argument("topic")
-def follow(topic: str) -> None:
-    """Land a stream as its events come, until stopped: TOPIC is <system>.<entity>."""
+@click.argument("topics", nargs=-1, required=True)
+@click.option("--with-parent", is_flag=True, hidden=True)
+def follow(topics: tuple[str, ...], with_parent: bool) -> None:
+    """Land streams as their events come, until stopped: TOPICS are <system>.<entity>."""
     from orchestration.build import follow
 
-    click.echo(f"following {topic} (stop with Ctrl-C; nothing is lost)", err=True)
-    follow(load_settings(), topic, say=lambda line: click.echo(line, err=True))
+    if not with_parent:
+        click.echo(f"following {', '.join(topics)} (stop with Ctrl-C; nothing is lost)", err=True)
+    follow(
+        load_settings(),
+        topics,
+        say=lambda line: None if with_parent else click.echo(line, err=True),
+        with_parent=with_parent,
+    )
+
+
+@main.command()
+def stream() -> None:
+    """Score payments as they are made, and land the stream, until stopped."""
+    from orchestration.streaming.serve import serve
+
+    landing = [str(BIN / "watershed"), "follow", "--with-parent"]
+    serve(load_settings(), landing, say=lambda line: click.echo(line, err=True))
 
 
 @main.command()
@@ -206,6 +238,15 @@ def _console() -> Console:
 
 def _is_demo_database(settings: Settings) -> bool:
     return settings.retail_db_url == load_settings(retail_db_url="").retail_db_url
+
+
+def _are_demo_payments(settings: Settings) -> bool:
+    """Whether both the lake and the stream are the demo's; its payments do not mix with others."""
+    demo = load_settings(payments_lake_url="", payments_stream_url="")
+    return (settings.payments_lake_url, settings.payments_stream_url) == (
+        demo.payments_lake_url,
+        demo.payments_stream_url,
+    )
 
 
 def _demo_settings() -> Settings:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from orchestration.build import Built
 
 
+_KNOWN_AS_FRAUD = "is_fraud and superseded_at is null"
+
+
 def print_summary(console: Console, settings: Settings, built: Built) -> None:
-    """Print rows per layer, the latest segments, checks, seconds, and the three next commands.
+    """Print rows per layer, the latest segments, fraud detection, checks, seconds, and the next commands.
 
     What failed is always said, also when there is no warehouse yet or it cannot be read.
     """
@@ -31,6 +34,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
                 console.print()
                 _layers(console, connection)
                 _segments(console, connection)
+                _fraud(console, connection)
     except (MendableError, duckdb.Error) as error:
         if built.succeeded:
             raise
@@ -54,6 +58,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
             ("make ui", "open the graph in Dagster"),
             ('make sql q="from monitoring.mon_segments__monthly"', "query an output"),
             ("cd dbt_project && ../.venv/bin/dbt build", "run dbt alone"),
+            ("make stream", "score the stream as its events come"),
         ):
             console.print(f"  {command:<52} {purpose}")
 
@@ -110,5 +115,36 @@ def _segments(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
         shown.add_row(
             name, f"{households:,}", f"{share:.0%}", f"${revenue:,.0f}", f"{revenue_share:.0%}"
         )
+    console.print()
+    console.print(shown)
+
+
+def _fraud(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+    """Payments by what is known of them; nothing before there are any."""
+    from rich.table import Table
+
+    counted = {
+        "payments": ("intermediate", "int_payments__merged", "true"),
+        "fraud known": ("intermediate", "int_fraud_labels__versioned", _KNOWN_AS_FRAUD),
+        "with features": ("features", "feat_payment__windows", "true"),
+        "scored": ("predictions", "payment_scores", "true"),
+        "alerts": ("predictions", "payment_scores", "is_alert"),
+    }
+    tables = set(_tables(connection))
+    counts = {
+        title: int(
+            connection.execute(
+                f"select count(*) from {schema}.{table} where {condition}"
+            ).fetchall()[0][0]
+        )
+        for title, (schema, table, condition) in counted.items()
+        if (schema, table) in tables
+    }
+    if not counts.get("payments"):
+        return
+    shown = Table("fraud detection", box=None, pad_edge=False)
+    for title in counts:
+        shown.add_column(title, justify="right")
+    shown.add_row("card payments", *(f"{count:,}" for count in counts.values()))
     console.print()
     console.print(shown)

@@ -72,7 +72,7 @@ class KafkaConsumer(Consumer):
         super().__init__(source)
         self._complaint = ""
         self._ends: dict[int, int] = {}
-        options = _options(source)
+        options = client_options(source)
         try:
             self._client = Client(options | _OURS | {"error_cb": self._hear})
             self._admin = AdminClient(options)
@@ -212,7 +212,7 @@ class KafkaConsumer(Consumer):
         )
 
 
-def _options(source: EventTopic) -> dict[str, Any]:
+def client_options(source: EventTopic) -> dict[str, Any]:
     """What librdkafka is told, from the URL and the source.
 
     Raises:

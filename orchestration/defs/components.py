@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -18,6 +19,8 @@ from orchestration.layers import USE_CASES
 from orchestration.settings import Settings, load_settings, variable
 
 if TYPE_CHECKING:
+    from threading import Event
+
     import pandera.polars as pa
 
     from orchestration.connectors import Batch, Position, Span
@@ -549,10 +552,12 @@ class LakeFilesSource(Source):
         """Through connectors/lake_files.py."""
         from orchestration.connectors import lake_files
 
-        name = table.at_source or table.name
+        name, location = table.at_source or table.name, settings.value_of(self.url_setting)
+        if Path(location).is_relative_to(settings.data_dir):  # ours: a demo may not have filled it
+            Path(location).mkdir(parents=True, exist_ok=True)
         return lake_files.read(
             lake_files.LakeFiles(
-                location=settings.value_of(self.url_setting),
+                location=location,
                 pattern=table.pattern or self.pattern.format(table=name),
                 file_format=table.file_format or self.file_format,
                 system=self.system,
@@ -619,28 +624,34 @@ class EventStreamSource(Source):
         )
 
     def follow(
-        self, settings: Settings, table: Topic, stop: Callable[[], bool], say: Callable[[str], None]
+        self, settings: Settings, table: Topic, stop: "Event", say: Callable[[str], None]
     ) -> None:
-        """Keep landing the topic until `stop` says so; what passes, such as a broker away, is waited out."""
-        import time
+        """Keep landing the topic until `stop` is set; what passes, such as a broker away, is waited out.
 
+        So is another writer that holds the warehouse, for as long as it does.
+        """
         from orchestration.connectors import event_stream
         from orchestration.errors import PassingError
         from orchestration.landing.land import land
 
         topic, wait = self.topic(settings, table), 1.0
-        while not stop():
+
+        def told(line: str) -> None:
+            nonlocal wait
+            wait = 1.0
+            say(line)
+
+        while not stop.is_set():
             try:
                 land(
                     settings,
                     self.raw_table(table),
-                    read=lambda position: event_stream.follow(topic, position, stop=stop),
-                    progress=say,
+                    read=lambda position: event_stream.follow(topic, position, stop=stop.is_set),
+                    progress=told,
                 )
-                wait = 1.0
             except PassingError as error:
                 say(f"{error}\n  trying again in {wait:g} s")
-                time.sleep(wait)
+                stop.wait(wait)
                 wait = min(wait * 2, 60)
 
 

@@ -41,3 +41,33 @@ def test_the_layers_that_exist_are_counted(settings, built):
     with connect(settings) as connection:
         connection.execute("create schema raw; create table raw.a as select 1 as x")
     assert "raw" in told(settings, built).split()
+
+
+def test_card_payments_are_counted_as_far_as_they_have_come(settings):
+    with connect(settings) as connection:
+        connection.execute("create schema intermediate")
+        connection.execute("create table intermediate.int_payments__merged as from range(1234)")
+        connection.execute(
+            "create table intermediate.int_fraud_labels__versioned as"
+            " from (values (true, timestamp '2018-05-01'), (false, null), (true, null), (true, null))"
+            " as labels (is_fraud, superseded_at)"
+        )
+        before = told(settings, Built())
+        connection.execute("create schema predictions")
+        connection.execute(
+            "create table predictions.payment_scores as select i = 7 as is_alert from range(20) t(i)"
+        )
+    (counts,) = (line.split() for line in before.splitlines() if "card payments" in line)
+    assert counts == ["card", "payments", "1,234", "2"]
+    after = told(settings, Built())
+    (counts,) = (line.split() for line in after.splitlines() if "card payments" in line)
+    assert counts == ["card", "payments", "1,234", "2", "20", "1"]
+
+
+def test_without_card_payments_there_is_nothing_to_say_of_fraud(settings):
+    with connect(settings) as connection:
+        connection.execute("create schema intermediate")
+        connection.execute(
+            "create table intermediate.int_payments__merged as select 1 as x where false"
+        )
+    assert "fraud detection" not in told(settings, Built())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import time
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from orchestration.contracts import raw
 from orchestration.defs.components import EventStreamSource, Reload, described_source
 from orchestration.errors import MendableError
 from orchestration.landing.land import land
-from orchestration.warehouse.connect import connect
+from orchestration.settings import load_settings
+from orchestration.warehouse.connect import connect, writing
 
 ROOT = Path(__file__).resolve().parents[3]
 EVENTS = """
@@ -144,21 +145,37 @@ def test_a_stream_is_followed_until_it_is_told_to_stop(settings, stream):
     source, producer = stream
     assert isinstance(source, EventStreamSource)
     producer.append(None, event(1))
-    said = []
+    said, stop = [], threading.Event()
 
     def say(line):
         said.append(line)
         if len(said) == 1:
             producer.append(None, event(2))
+        else:
+            stop.set()
 
-    deadline = time.monotonic() + 30
-    source.follow(
-        settings,
-        source.tables[0],
-        stop=lambda: len(said) >= 2 or time.monotonic() > deadline,
-        say=say,
-    )
+    source.follow(settings, source.tables[0], stop=stop, say=say)
     assert rows_of(settings, "select sale_id from raw.shop__sales order by 1") == [(1,), (2,)]
+
+
+def test_a_follower_outwaits_another_writer_and_loses_nothing(stream, monkeypatch):
+    source, producer = stream
+    settings = load_settings(lock_timeout_seconds=0.1)
+    said, stop = [], threading.Event()
+    busy = writing(settings, "a long build")
+    busy.__enter__()
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:
+            producer.append(None, event(1))
+            busy.__exit__(None, None, None)
+        if "landed" in line:
+            stop.set()
+
+    source.follow(settings, source.tables[0], stop=stop, say=say)
+    assert "a long build" in said[0]
+    assert rows_of(settings, "select sale_id from raw.shop__sales") == [(1,)]
 
 
 def test_a_source_that_nobody_described_is_named_with_those_that_are(describe):

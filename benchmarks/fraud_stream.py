@@ -1,0 +1,222 @@
+"""The fraud stream through a real Kafka broker: latency at 1,000 events/s, the most it scores, its rebuild.
+
+.ci/servers.py --only kafka .venv/bin/python -m benchmarks.fraud_stream
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.connectors.event_consumer import open_consumer
+from orchestration.settings import Settings, load_settings
+from orchestration.streaming import fraud_state
+from orchestration.streaming.engine import run
+from orchestration.streaming.fraud_events import at_time
+from orchestration.streaming.fraud_scoring import TOPICS, FraudScoring, stream_topic
+from orchestration.streaming.payment_windows import DAY, PaymentWindows
+from orchestration.streaming.publisher import open_publisher
+from orchestration.warehouse.connect import connect
+
+REBUILT = 1_750_000
+LANDED_DAYS = 40
+PACED, RATE = 10_000, 1_000
+DRAINED = 60_000
+BEGIN = 1_533_427_200_000_000  # 2018-08-05T00:00:00Z
+
+
+class Trees:
+    """100 boosted trees on the 15 features, which raise an alert for about one payment in fifty."""
+
+    version = "bench"
+
+    def __init__(self) -> None:
+        import lightgbm
+
+        draw = np.random.default_rng(0)
+        inputs = draw.random((20_000, 15)) * 100
+        inputs[:, 0] *= 1.5  # amounts as below
+        label = (inputs[:, 0] + inputs[:, 7] / 100 > 147).astype(float)
+        data = lightgbm.Dataset(inputs, label)
+        options = {"objective": "binary", "num_threads": 1, "verbose": -1, "seed": 0}
+        self._booster = lightgbm.train(options, data, 100)
+        self.alert_threshold = 0.5
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        """As learning's model does: one thread."""
+        return np.asarray(self._booster.predict(matrix, num_threads=1))
+
+    def reasons(self, matrix: np.ndarray, scores: np.ndarray, most: int = 3) -> list[list[str]]:
+        """From the trees' contributions."""
+        parts = np.asarray(self._booster.predict(matrix, num_threads=1, pred_contrib=True))
+        return [[str(n) for n in np.argsort(-row[:-1])[:most]] for row in parts]
+
+
+def payments(count: int, first: int, at: int, step: int) -> list[bytes]:
+    """Payments as they come, `step` microseconds apart."""
+    draw = np.random.default_rng(first)
+    columns = zip(
+        draw.integers(0, 5_000, count).tolist(),
+        draw.integers(0, 10_000, count).tolist(),
+        draw.integers(100, 15_000, count).tolist(),
+        strict=True,
+    )
+    return [
+        json.dumps(
+            {
+                "transaction_id": first + number,
+                "transaction_at": at_time(at + number * step).isoformat(),
+                "customer_id": customer,
+                "terminal_id": terminal,
+                "amount": cents / 100,
+            }
+        ).encode()
+        for number, (customer, terminal, cents) in enumerate(columns)
+    ]
+
+
+def fill(settings: Settings) -> None:
+    """A warehouse with 1.75 M landed payments and their labels in the days that the windows reach."""
+    with connect(settings) as connection:
+        connection.execute("create schema if not exists raw")
+        connection.execute(
+            f"""
+            create table raw.payments_lake__payments as
+            select i as transaction_id,
+                make_timestamp({BEGIN - LANDED_DAYS * DAY} + i * {LANDED_DAYS * DAY // REBUILT}) as transaction_at,
+                cast(hash(i) % 5000 as bigint) as customer_id,
+                cast(hash(i + 1) % 10000 as bigint) as terminal_id,
+                cast(hash(i + 2) % 15000 / 100 as decimal(12, 2)) as amount,
+                hash(i + 3) % 125 = 0 as is_fraud,
+                timestamp '2018-08-05' as _loaded_at
+            from range({REBUILT}) as rows (i)
+            """
+        )
+
+
+def rebuild_seconds(settings: Settings) -> float:
+    """From the warehouse to a state that can score."""
+    started = time.perf_counter()
+    windows = PaymentWindows()
+    with fraud_state.snapshot(settings) as landed:
+        windows.rebuild(landed.payments(None), landed.labels())
+    if len(windows) != REBUILT:
+        raise RuntimeError(f"{len(windows):,} payments in the state instead of {REBUILT:,}")
+    return time.perf_counter() - started
+
+
+def scorer(data_dir: Path, url: str, stop: threading.Event) -> None:
+    """The process that scores."""
+    settings = load_settings(data_dir=data_dir, payments_stream_url=url)
+    model = Trees()
+    with open_publisher(stream_topic(settings, "payments")) as publisher:
+        use_case = FraudScoring(settings, lambda: model)
+        run(use_case, publisher, stop=stop.is_set, say=lambda line: print(line, flush=True))
+
+
+def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
+    """All figures: what, measured, to reach."""
+    from confluent_kafka import Producer
+
+    settings = load_settings(data_dir=data_dir, payments_stream_url=url)
+    fill(settings)
+    rows = [("1.75 M payments to a state, s", f"{rebuild_seconds(settings):.1f}", "15")]
+    with open_publisher(stream_topic(settings, "payments")) as publisher:
+        publisher.create(dict.fromkeys(TOPICS, 1))
+    producer = Producer({"bootstrap.servers": url.removeprefix("kafka://"), "linger.ms": 0})
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    process = context.Process(target=scorer, args=(data_dir, url, stop))
+    for value in payments(DRAINED, REBUILT, BEGIN, 1_000_000):
+        producer.produce("payments", value)
+        producer.poll(0)
+    producer.flush(60)
+    process.start()
+    scores = open_consumer(stream_topic(settings, "scores"))
+    scores.start({})
+    times = []
+    while len(times) < DRAINED:
+        events = scores.poll(5_000, 0.5)
+        times += [event.timestamp or 0 for event in events]
+    rate = 0.8 * DRAINED / max(times[int(0.9 * DRAINED)] - times[int(0.1 * DRAINED)], 1) * 1000
+    rows.append(("events/s scored", f"{rate:,.0f}", "10,000"))
+    rows += paced(settings, producer, scores)
+    stop.set()
+    process.join(30)
+    scores.close()
+    return rows
+
+
+def paced(settings: Settings, producer, scores) -> list[tuple[str, str, str]]:
+    """At 1,000 events/s: from `produce` here to the alert's receipt here, and what of it is ours."""
+    first = REBUILT + DRAINED
+    values = payments(PACED, first, BEGIN + (DRAINED + 60) * 1_000_000, 1_000_000)
+    sent = np.zeros(PACED)
+    alerts: dict[int, float] = {}
+    done = threading.Event()
+    source = stream_topic(settings, "alerts")
+    consumer = open_consumer(source)
+    consumer.start({"0": open_end(source)})
+
+    def hear() -> None:
+        while not done.is_set():
+            for event in consumer.poll(500, 0.1):
+                alerts[json.loads(event.value)["transaction_id"] - first] = time.time()
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    began = time.time()
+    for number, value in enumerate(values):
+        ahead = began + number / RATE - time.time()
+        if ahead > 0:
+            time.sleep(ahead)
+        sent[number] = time.time()
+        producer.produce("payments", value)
+        producer.poll(0)
+    producer.flush(30)
+    inside: list[float] = []
+    while len(inside) < PACED:
+        inside += [json.loads(event.value)["latency_ms"] for event in scores.poll(5_000, 1.0)]
+    done.set()
+    thread.join()
+    consumer.close()
+    warm = PACED // 10
+    whole = [1000 * (at - sent[number]) for number, at in alerts.items() if number >= warm]
+
+    def told(values: list[float]) -> str:
+        return f"{np.quantile(values, 0.5):.2f} / {np.quantile(values, 0.99):.2f}"
+
+    return [
+        (f"event sent to alert received at {RATE:,}/s, ms p50 / p99", told(whole), "p99 10"),
+        ("of it inside our code, ms p50 / p99", told(inside[warm:]), "p99 1"),
+        ("alerts", f"{len(alerts):,}", ""),
+    ]
+
+
+def open_end(source) -> int:
+    """Where a topic of one partition ends."""
+    with open_consumer(source) as consumer:
+        consumer.start({})
+        return consumer.watermarks()[0][1]
+
+
+def main() -> None:
+    """Run all; takes about a minute on two cores."""
+    table = Table("claim", "measured", "to reach")
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(os.environ["TEST_KAFKA_URL"], Path(folder)):
+            table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
