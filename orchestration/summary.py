@@ -58,7 +58,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
             ("make ui", "open the graph in Dagster"),
             ('make sql q="from monitoring.mon_segments__monthly"', "query an output"),
             ("cd dbt_project && ../.venv/bin/dbt build", "run dbt alone"),
-            ("make stream", "score the stream as its events come"),
+            ("make stream", "score what streams in"),
         ):
             console.print(f"  {command:<52} {purpose}")
 

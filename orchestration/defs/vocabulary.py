@@ -1,4 +1,4 @@
-"""Dagster words that several assets share: code versions, failures a person can read, table schemas."""
+"""Dagster words that several assets share: code versions, failures a person can read, what is told of a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from orchestration.layers import LAYERS
 from orchestration.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
+    import duckdb
     import pandera.polars as pa
+    import polars as pl
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 LINEAGE = "dagster/column_lineage"
@@ -44,6 +46,18 @@ def raise_as_failure() -> Iterator[None]:
         raise dg.Failure(
             description=str(error), allow_retries=isinstance(error, PassingError)
         ) from None
+
+
+def broken_promises(contract: Any, frame: pl.DataFrame) -> list[str]:
+    """What of a pandera contract the frame breaks, `column: check`; empty when it holds."""
+    from pandera.errors import SchemaErrors
+
+    try:
+        contract.validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases.select("column", "check").unique().sort("column", "check")
+        return [f"{column}: {check}" for column, check in cases.iter_rows()]
+    return []
 
 
 @cache
@@ -80,6 +94,32 @@ def table_schema(contract: pa.DataFrameSchema) -> dg.TableSchema:
             for name, column in contract.columns.items()
         ]
     )
+
+
+def table_metadata(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    sources: Mapping[str, Sequence[tuple[str, str]]],
+    others: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """Row count, columns and column lineage of a table that Python fills.
+
+    Args:
+        connection: to the warehouse.
+        table: `schema.table`, documented as a source of the dbt project.
+        sources: column to the (`layer/table`, column) it comes from.
+        others: what every other column comes from.
+    """
+    ((rows,),) = connection.execute(f"select count(*) from {table}").fetchall()
+    columns = {name: kind for name, kind, *_ in connection.execute(f"describe {table}").fetchall()}
+    descriptions = documented_columns(table)
+    return {
+        "dagster/row_count": rows,
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(n, kind, descriptions.get(n)) for n, kind in columns.items()]
+        ),
+        **column_lineage(lineage_from({name: sources.get(name, others) for name in columns})),
+    }
 
 
 def lineage_from(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from orchestration.connectors import event_log
 from orchestration.errors import MendableError, SourceUnavailableError
@@ -68,7 +66,7 @@ class LogPublisher(Publisher):
     """Appends to the log on disk."""
 
     def __init__(self, source: EventTopic) -> None:
-        self._folder = Path(unquote(source.url.removeprefix("log://")))
+        self._folder = event_log.folder_of(source.url)
         self._producers: dict[str, event_log.Producer] = {}
 
     def create(self, topics: Mapping[str, int]) -> list[str]:

@@ -9,12 +9,12 @@ from orchestration.defs.trained_models.customer_segmentation import (
     COMMON,
     MODEL,
     TRAINING_SET,
-    broken_promises,
     segments_before,
     stored_model,
     training_frame,
 )
 from orchestration.defs.vocabulary import (
+    broken_promises,
     column_lineage,
     lineage_from,
     month_end,

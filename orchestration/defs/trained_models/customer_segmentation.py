@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from orchestration.defs.vocabulary import (
+    broken_promises,
     code_version,
-    column_lineage,
-    documented_columns,
-    lineage_from,
     month_end,
     picture,
     raise_as_failure,
     segmented_months,
+    table_metadata,
 )
 from orchestration.settings import load_settings
 
@@ -200,18 +199,6 @@ def segments_before(
     return predict(model, frame)
 
 
-def broken_promises(contract: Any, frame: "pl.DataFrame") -> list[str]:
-    """What of a pandera contract the frame breaks, `column: check`; empty when it holds."""
-    from pandera.errors import SchemaErrors
-
-    try:
-        contract.validate(frame, lazy=True)
-    except SchemaErrors as errors:
-        cases = errors.failure_cases.select("column", "check").unique().sort("column", "check")
-        return [f"{column}: {check}" for column, check in cases.iter_rows()]
-    return []
-
-
 def _row(fitted: "Fit", frame: "pl.DataFrame", snapshot: int) -> "pl.DataFrame":
     import polars as pl
 
@@ -293,10 +280,6 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
     """Row count, columns and column lineage of one of the two tables."""
     from orchestration.learning.customer_segmentation import FEATURES
 
-    table = ".".join(key.path)
-    ((rows,),) = connection.execute(f"select count(*) from {table}").fetchall()
-    columns = {name: kind for name, kind, *_ in connection.execute(f"describe {table}").fetchall()}
-    descriptions = documented_columns(table)
     features = [(TRAINING_SET, feature.column) for feature in FEATURES]
     names = [*features, (ARCHETYPES, "segment_name")]
     sources: dict[str, list[tuple[str, str]]] = {
@@ -309,12 +292,4 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
         "training_snapshot_id": [],
         "algorithm": [],
     }
-    return {
-        "dagster/row_count": rows,
-        "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(n, kind, descriptions.get(n)) for n, kind in columns.items()]
-        ),
-        **column_lineage(
-            lineage_from({column: sources.get(column, features) for column in columns})
-        ),
-    }
+    return table_metadata(connection, ".".join(key.path), sources, features)

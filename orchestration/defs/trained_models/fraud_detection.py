@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from orchestration.defs.trained_models.customer_segmentation import broken_promises
 from orchestration.defs.vocabulary import (
+    broken_promises,
     code_version,
-    column_lineage,
-    documented_columns,
-    lineage_from,
     picture,
     raise_as_failure,
+    table_metadata,
 )
 from orchestration.settings import Settings, load_settings
 
@@ -434,10 +432,6 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
     """Row count, columns and column lineage of one of the two tables."""
     from orchestration.learning.fraud_detection import FEATURES
 
-    table = ".".join(key.path)
-    ((rows,),) = connection.execute(f"select count(*) from {table}").fetchall()
-    columns = {name: kind for name, kind, *_ in connection.execute(f"describe {table}").fetchall()}
-    descriptions = documented_columns(table)
     learned = [(TRAINING_SET, name) for name in (*FEATURES, "label")]
     week = [(TRAINING_SET, "as_of_at")]
     sources: dict[str, list[tuple[str, str]]] = {
@@ -448,10 +442,4 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
     }  # fmt: skip
     if key == BACKTEST:
         sources["amount"] = [(TRAINING_SET, "amount")]
-    return {
-        "dagster/row_count": rows,
-        "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(n, kind, descriptions.get(n)) for n, kind in columns.items()]
-        ),
-        **column_lineage(lineage_from({name: sources.get(name, learned) for name in columns})),
-    }
+    return table_metadata(connection, ".".join(key.path), sources, learned)
