@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ ALIAS = "lake"
 """The warehouse's database name in every connection: `lake.features.feat_household__purchases`."""
 
 
-def attach_statement(settings: Settings, *, read_only: bool = False) -> str:
+def attach_statement(settings: Settings, *, read_only: bool = False, migrate: bool = False) -> str:
     """The ATTACH that opens the warehouse in any DuckDB of the pinned version."""
     options = [f"data_path {literal(settings.lake_path)}", "override_data_path true"]
     if settings.catalog_file is not None:
@@ -34,13 +35,23 @@ def attach_statement(settings: Settings, *, read_only: bool = False) -> str:
     elif settings.catalog_file is not None:
         # Once set, the file stays in WAL mode; a reader that set it too would wait for every other.
         options.append("meta_journal_mode 'WAL'")
+    if settings.encrypted:
+        options.append("encrypted true")
+    if migrate:
+        options.append("automatic_migration true")
     return f"attach if not exists {literal('ducklake:' + settings.catalog)} as {ALIAS} ({', '.join(options)})"
 
 
 def extension_names(settings: Settings) -> list[str]:
     """The extensions that the configured catalog and lake need."""
     names = ["ducklake", "sqlite_scanner" if settings.catalog_file is not None else "postgres"]
-    return names + (["httpfs", "aws"] if "://" in settings.lake_path else [])
+    if _is_in_a_store(settings):
+        return [*names, "httpfs", "aws"]
+    return [*names, "httpfs"] if settings.encrypted else names  # which brings OpenSSL
+
+
+def _is_in_a_store(settings: Settings) -> bool:
+    return "://" in settings.lake_path or "://" in settings.masked_lake_path
 
 
 def _store_secret() -> str:
@@ -57,9 +68,15 @@ def _store_secret() -> str:
 
 
 def attach(
-    connection: duckdb.DuckDBPyConnection, settings: Settings, *, read_only: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    *,
+    read_only: bool = False,
+    migrate: bool = False,
 ) -> None:
     """Attach the warehouse to `connection` as `lake`. Creates it when absent, unless read-only.
+
+    With `migrate`, the catalog of an older version becomes one of this version.
 
     Raises:
         MendableError: the catalog or the data folder cannot be reached or written, or there is
@@ -78,7 +95,7 @@ def attach(
         # readers need it too: WAL
         require_writable(settings.catalog_file.parent)
     load_extensions(connection, extension_names(settings))
-    if "://" in settings.lake_path:
+    if _is_in_a_store(settings):
         try:
             connection.execute(_store_secret())
         except duckdb.Error:
@@ -89,8 +106,9 @@ def attach(
                 mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             ) from None
     try:
-        connection.execute(attach_statement(settings, read_only=read_only))
+        connection.execute(attach_statement(settings, read_only=read_only, migrate=migrate))
     except duckdb.Error as error:
+        _explain(error, settings)
         where = settings.catalog_file or f"{settings.catalog.partition(':')[0]} catalog"
         raise MendableError(
             f"the warehouse catalog ({where})",
@@ -98,6 +116,33 @@ def attach(
             arrived=type(error).__name__
             + (f": {error}" if settings.catalog_file else " (details withheld)"),
             mend="check WATERSHED_CATALOG and WATERSHED_DATA_DIR in .env, then run the command again",
+        ) from None
+
+
+def _explain(error: duckdb.Error, settings: Settings) -> None:
+    """Say what DuckLake means where there is something to do about it."""
+    told = str(error)
+    if "Failed to set encryption" in told:
+        raise MendableError(
+            f"the warehouse at {settings.lake_path}",
+            expected="WATERSHED_ENCRYPTED as it was when the warehouse was created",
+            arrived="WATERSHED_ENCRYPTED=true, and files that are not encrypted",
+            mend="unset it; or build anew with it, in another WATERSHED_DATA_DIR",
+        ) from None
+    if found := re.search(
+        r"version mismatch: catalog version is (\S+), .* version (\S+)\. To", told
+    ):
+        theirs, ours = found.groups()
+        older = [int(n) for n in re.findall(r"\d+", theirs)] < [
+            int(n) for n in re.findall(r"\d+", ours)
+        ]
+        raise MendableError(
+            "the warehouse catalog",
+            expected=f"DuckLake version {ours}",
+            arrived=f"version {theirs}, of {'an older' if older else 'a newer'} release of DuckDB",
+            mend="make backup to=<folder>, then make migrate: readers of the older release can no longer open it"
+            if older
+            else "git pull, then make install",
         ) from None
 
 
@@ -114,6 +159,8 @@ def connect(
     try:
         attach(connection, settings, read_only=read_only)
         connection.execute(f"use {ALIAS}")
+        if key := settings.privacy_key.get_secret_value():  # what pseudonyms are made with
+            connection.execute("set variable privacy_key = ?", [key])
     except BaseException:
         connection.close()
         raise
@@ -141,16 +188,48 @@ def writing(settings: Settings, doing: str) -> Iterator[None]:
             lock.release()
 
 
+@contextmanager
+def building(settings: Settings, doing: str) -> Iterator[None]:
+    """Hold what keeps dbt from starting, and wait until it has ended, on the embedded catalog.
+
+    dbt holds it from its start to its end, and the writer's lock only while it writes a table: so whoever
+    needs all tables of one build, and none of the next, holds this, and others write in between.
+
+    Args:
+        settings: which warehouse.
+        doing: a few words for whoever has to wait.
+
+    Raises:
+        WarehouseBusyError: dbt still ran after `lock_timeout_seconds`.
+    """
+    lock = acquire_builder_lock(settings, doing)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
     """Take the writer's lock and keep it until `release()` or the end of the process."""
+    return _acquire(settings, "writer", doing)
+
+
+def acquire_builder_lock(settings: Settings, doing: str) -> BaseFileLock | None:
+    """Take the lock of `building` and keep it until `release()` or the end of the process."""
+    return _acquire(settings, "builder", doing)
+
+
+def _acquire(settings: Settings, role: str, doing: str) -> BaseFileLock | None:
     if settings.catalog_file is None:
         return None
     from filelock import FileLock, Timeout
 
     require_writable(settings.catalog_file.parent)
-    path = settings.catalog_file.with_suffix(".lock")
-    holder = settings.catalog_file.with_suffix(".writer.json")
-    lock = FileLock(path, timeout=0)
+    path = settings.catalog_file.with_suffix(f".{role}.lock")
+    holder = settings.catalog_file.with_suffix(f".{role}.json")
+    # dbt takes it in one of DuckDB's threads and gives it back in another.
+    lock = FileLock(path, timeout=0, thread_local=False)
     began, told = time.monotonic(), False
     while True:
         try:
@@ -166,15 +245,15 @@ def acquire_writer_lock(settings: Settings, doing: str) -> BaseFileLock | None:
             if waited >= settings.lock_timeout_seconds:
                 raise WarehouseBusyError(
                     f"the warehouse at {settings.catalog_file}",
-                    expected="to be the only writer",
-                    arrived=f"{by} is writing, and was still after {settings.lock_timeout_seconds:g} s",
+                    expected=f"to be the only {role}",
+                    arrived=f"{by} is at work, and was still after {settings.lock_timeout_seconds:g} s",
                     mend="wait until it has finished, then run the command again "
                     "(WATERSHED_LOCK_TIMEOUT_SECONDS sets how long to wait)",
                 ) from None
             if waited > 2 and not told:  # topics that land side by side take turns all the time
-                print(f"waiting for {by} to finish writing ...", file=sys.stderr, flush=True)
+                print(f"waiting for {by} to finish ...", file=sys.stderr, flush=True)
                 told = True
-            time.sleep(0.1)
+            time.sleep(0.1 if role == "builder" else 0.02)
     holder.write_text(json.dumps({"pid": os.getpid(), "doing": doing}))
     return lock
 

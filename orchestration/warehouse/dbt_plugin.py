@@ -1,17 +1,22 @@
-"""dbt-duckdb plugin: dbt opens the same warehouse, settings and writer's lock as everything else."""
+"""dbt-duckdb plugin: dbt opens the same warehouse, settings and locks as everything else."""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.flags import get_flags
 from dbt_common.exceptions import DbtRuntimeError
 from duckdb import DuckDBPyConnection
+from duckdb.sqltypes import BOOLEAN
 
 from orchestration.errors import MendableError
 from orchestration.settings import load_settings
-from orchestration.warehouse.connect import acquire_writer_lock, attach
+from orchestration.warehouse.connect import acquire_builder_lock, acquire_writer_lock, attach
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 WRITING_COMMANDS = frozenset(
     {"build", "run", "seed", "snapshot", "test", "clone", "retry", "run-operation"}
@@ -36,12 +41,37 @@ class Plugin(BasePlugin):
             config["threads"] = settings.threads
 
     def configure_connection(self, conn: DuckDBPyConnection) -> None:
-        """Attach the warehouse; for a command that writes, wait for the writer's lock first."""
+        """Attach the warehouse; a command that writes first waits until no other builds.
+
+        It has the writer's lock until its first `pass_turn()` (dbt creates schemas before), and later from each
+        `take_turn()` to the `pass_turn()` after it: macros/turns.sql.
+        """
         command = getattr(get_flags(), "WHICH", None)
         try:
-            settings = load_settings()
+            self._settings = load_settings()
+            self._doing = f"dbt {command}"
+            self._turn: BaseFileLock | None = None
+            self._one_thread = threading.Lock()
+            for turn in (self._take_turn, self._pass_turn):
+                conn.create_function(turn.__name__[1:], turn, [], BOOLEAN, side_effects=True)
             if command in WRITING_COMMANDS and not self._read_only:
-                self._lock = acquire_writer_lock(settings, f"dbt {command}")
-            attach(conn, settings, read_only=self._read_only)
+                self._builds = acquire_builder_lock(self._settings, self._doing)
+                self._take_turn()
+            attach(conn, self._settings, read_only=self._read_only)
         except MendableError as error:
             raise DbtRuntimeError(str(error)) from None
+
+    def _take_turn(self) -> bool:
+        with self._one_thread:
+            if (
+                self._turn is not None and self._turn.is_locked
+            ):  # another thread's, or of one that failed
+                self._turn.acquire()
+            else:
+                self._turn = acquire_writer_lock(self._settings, self._doing)
+        return True
+
+    def _pass_turn(self) -> bool:
+        if self._turn is not None:
+            self._turn.release()
+        return True

@@ -9,7 +9,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from tests.torture.harness import Told, torture
+from tests.torture.harness import SECONDS_TO_RESTART, Told, torture
 from tests.torture.sources import KINDS
 
 ROUND = 100
@@ -21,6 +21,10 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", metavar="kind", help=f"of {', '.join(KINDS)}; or all")
     parser.add_argument("--kills", type=int, default=200, help="per kind")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--restart-within", type=float, default=SECONDS_TO_RESTART, metavar="SECONDS",
+        help="until a restarted loader's first commit; more where the machine has other work",
+    )  # fmt: skip
     given = parser.parse_args()
     failed = False
     for kind in given.kinds or KINDS:
@@ -39,6 +43,7 @@ def main() -> int:
                     torture(
                         source, folder, kills, given.seed * 1000 + number, told[name],
                         progress=partial(_progress, f"{kind}: {name}", done, given.kills),
+                        restart_within=given.restart_within,
                     )  # fmt: skip
                 finally:
                     source.close()

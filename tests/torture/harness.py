@@ -134,6 +134,7 @@ def torture(
     told: Told,
     sabotage: Callable[[str], str | None] = lambda step: None,
     progress: Callable[[int], None] = lambda kills: None,
+    restart_within: float = SECONDS_TO_RESTART,
 ) -> None:
     """Kill the loader of an empty source `kills` times, into a new warehouse, and tell what was wrong.
 
@@ -178,6 +179,8 @@ def torture(
                 told.wrong.append(f"a loader failed: {done.error}")
             if done.restart is not None:
                 told.restarts.append(done.restart)
+                if done.restart > restart_within:
+                    told.wrong.append(f"its first commit took {done.restart:.1f} s")
             if done.commit is not None:
                 commit = (commit + done.commit) / 2
             if done.killed:
@@ -382,8 +385,6 @@ def _try(
         done.error = f"no end after {SECONDS_TO_END:g} s; its last step was {done.steps[-1:]}"
     elif not done.killed and os.WEXITSTATUS(status):
         done.error = text.decode().replace("\r", "\n")
-    if plan and done.restart is not None and done.restart > SECONDS_TO_RESTART:
-        done.error = f"its first commit took {done.restart:.1f} s"
     return done
 
 

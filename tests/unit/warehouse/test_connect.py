@@ -28,7 +28,7 @@ def test_a_second_writer_is_told_who_writes_and_what_to_do(settings):
     impatient = settings.model_copy(update={"lock_timeout_seconds": 0.2})
     with (
         writing(settings, "dbt build"),
-        pytest.raises(MendableError, match=r"dbt build \(process \d+\) is writing") as caught,
+        pytest.raises(MendableError, match=r"dbt build \(process \d+\) is at work") as caught,
         writing(impatient, "another build"),
     ):
         pass

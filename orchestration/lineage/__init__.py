@@ -1,0 +1,1 @@
+"""Lineage: where every column comes from and what it touches, as a graph and as things to look at."""

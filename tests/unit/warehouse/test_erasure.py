@@ -1,0 +1,207 @@
+"""Erasure: a person is gone from every byte, everybody else is where they were, and receipts say so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from orchestration.errors import MendableError
+from orchestration.settings import load_settings
+from orchestration.warehouse.connect import connect
+from orchestration.warehouse.erasure import Person, forget, receipts_of
+from orchestration.warehouse.releases import release, releases, verify
+
+CHECKS = {"checks_passed": 3, "checks_warned": 0}
+ID = 987654321012
+PAYMENT = 555666777888
+WHO = Person(
+    "customer_id", str(ID), frozenset({("raw.pay__payments", "cust")}), frozenset({"payment_id"})
+)
+
+
+@pytest.fixture
+def settings():
+    return load_settings(privacy_key="a key of the tests, of some length")
+
+
+@pytest.fixture
+def house(settings):
+    """Raw rows, rows set aside, and three releases, of which the first does not hold the person."""
+    with connect(settings) as connection:
+        for schema in (
+            "raw",
+            "quarantine",
+            "staging",
+            "features",
+            "training_sets",
+            "trained_models",
+        ):
+            connection.execute(f"create schema {schema}")
+        connection.execute(
+            "create table raw.pay__payments (payment_id bigint, cust bigint, note varchar)"
+        )
+        connection.execute("create table raw.pay__reports (payment_id bigint, is_fraud boolean)")
+        connection.execute(
+            "create table quarantine.pay__payments (reason varchar, payload varchar, raw blob)"
+        )
+        connection.execute(
+            "insert into raw.pay__payments select range, range % 50, 'n' from range(900)"
+        )
+        _build(connection, settings)
+        connection.execute(
+            f"insert into raw.pay__payments values ({PAYMENT}, {ID}, 'first'), (1, {ID}1, 'another')"
+        )
+        connection.execute(f"insert into raw.pay__reports values ({PAYMENT}, true), (3, false)")
+        connection.execute(
+            f"""
+            insert into quarantine.pay__payments values
+                ('torn', null, '{{"payment_id": 9, "cust": {ID}, "no'::blob),
+                ('no', '{{"payment_id": 8, "customer_id": "{ID}"}}', null),
+                ('no', '{{"payment_id": {PAYMENT}}}', null),
+                ('no', '{{"payment_id": 7, "cust": {ID}1}}', null)
+            """
+        )
+        for _ in range(2):
+            connection.execute(
+                f"insert into raw.pay__payments select 1000 + range, case range when 7 then {ID} else"
+                " range % 50 end, 'more' from range(200)"
+            )
+            _build(connection, settings)
+        connection.execute(
+            "create table trained_models.pay as select 'pay-' || snapshot_id as model_version,"
+            " snapshot_id as training_snapshot_id from releases.history"
+        )
+    return settings
+
+
+def _build(connection, settings):
+    connection.execute(
+        "create or replace table staging.stg_pay as select payment_id, cust as customer_id, note"
+        " from raw.pay__payments"
+    )
+    for table in ("features.feat_pay", "training_sets.train_pay"):
+        connection.execute(
+            f"create or replace table {table} as select *, payment_id / 7 as share from staging.stg_pay"
+        )
+    release(connection, settings, **CHECKS)
+
+
+def everyone_else(settings):
+    with connect(settings, read_only=True) as connection:
+        found = {
+            table: connection.execute(
+                f"from {table} where {column} not in ({ID}, {PAYMENT}) order by all"
+            ).fetchall()
+            for table, column in (
+                ("raw.pay__payments", "cust"), ("raw.pay__reports", "payment_id"),
+                ("staging.stg_pay", "customer_id"), ("training_sets.train_pay", "customer_id"),
+            )
+        }  # fmt: skip
+        for one in releases(connection):
+            for table in ("features.feat_pay", "training_sets.train_pay"):
+                found[f"{table}@{one.name}"] = connection.execute(
+                    f"from {table} at (version => {one.snapshot_id})"
+                    f" where customer_id <> {ID} order by all"
+                ).fetchall()
+        return found
+
+
+def places_with(settings, number):
+    """Files of the data folder that hold a number: as text, as eight bytes, or once decoded."""
+    found = set()
+    shapes = (str(number).encode(), number.to_bytes(8, "little"))
+    with connect(settings, read_only=True) as connection:
+        for path in settings.data_dir.rglob("*"):
+            if not path.is_file():
+                continue
+            data = path.read_bytes()
+            if path.suffix == ".parquet":
+                data += str(connection.execute(f"from read_parquet('{path}')").fetchall()).encode()
+            # An identifier of somebody else that only begins with it does not count.
+            if any(shape in data.replace(f"{number}1".encode(), b"") for shape in shapes):
+                found.add(path.name)
+    return found
+
+
+def test_a_person_is_gone_from_every_byte_and_everybody_else_is_where_they_were(house):
+    before = everyone_else(house)
+    assert places_with(house, ID)
+    assert places_with(house, PAYMENT)
+    what = forget(house, WHO)
+    assert {number for number, *_ in what.releases} == {2, 3}
+    assert what.tables["raw.pay__payments"][0] == 3
+    assert what.tables["raw.pay__reports"][0] == 1
+    assert what.tables["quarantine.pay__payments"][0] == 3
+    assert len(what.models) == 2
+    assert places_with(house, ID) == places_with(house, PAYMENT) == set()
+    assert everyone_else(house) == before
+    with connect(house, read_only=True) as connection:
+        left = connection.execute("select payload from quarantine.pay__payments").fetchall()
+    assert left == [(f'{{"payment_id": 7, "cust": {ID}1}}',)]
+
+
+def test_releases_that_held_the_person_get_a_new_hash_and_a_receipt_and_others_keep_theirs(house):
+    with connect(house, read_only=True) as connection:
+        before = connection.execute(
+            "select release_number, content_hash from releases.contents"
+            " where content_hash is not null order by 1"
+        ).fetchall()
+    forget(house, WHO)
+    with connect(house, read_only=True) as connection:
+        after = connection.execute(
+            "select release_number, content_hash from releases.contents"
+            " where content_hash is not null order by 1"
+        ).fetchall()
+        assert [one == other for one, other in zip(before, after, strict=True)] == [
+            True, False, False
+        ]  # fmt: skip
+        for one in releases(connection):
+            assert all(told == now for _, told, now in verify(connection, one.name))
+        receipts = connection.execute(
+            "select release_number, rows_removed, old_hash, new_hash from releases.receipts"
+            " where is_done and table_name = 'train_pay' order by 1"
+        ).fetchall()
+        rows = {n: (r, b, a) for n, r, b, a in receipts}
+        assert receipts_of(connection, "r1") == []
+        assert [r for *_, r in receipts_of(connection, "r2")] == [2]
+        assert {n: (b, a) for n, (_, b, a) in rows.items()} == {
+            n: (b, a) for (n, b), (_, a) in zip(before, after, strict=True) if b != a
+        }
+        assert {n: r for n, (r, *_) in rows.items()} == {2: 2, 3: 3}
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(house):
+    told = forget(house, WHO, dry_run=True)
+    assert places_with(house, ID)
+    assert told == forget(house, WHO)
+    assert forget(house, WHO).tables == {}
+
+
+def test_an_identifier_that_no_table_has_is_refused_in_words(house):
+    with pytest.raises(MendableError, match="the identifier shoe_size"):
+        forget(house, Person("shoe_size", "44"))
+
+
+def test_killed_at_any_moment_the_same_command_ends_it_and_nobody_else_is_lost(house):
+    before = everyone_else(house)
+    code = (
+        "from tests.unit.warehouse.test_erasure import *;"
+        "forget(load_settings(privacy_key='a key of the tests, of some length'), WHO)"
+    )
+    for wait in (0.5, 0.7, 0.9, 1.1):
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert everyone_else(house) == before
+    forget(house, WHO)
+    assert places_with(house, ID) == places_with(house, PAYMENT) == set()
+    assert everyone_else(house) == before
+    with connect(house, read_only=True) as connection:
+        for one in releases(connection):
+            assert all(told == now for _, told, now in verify(connection, one.name))
