@@ -20,7 +20,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from orchestration.connectors.event_consumer import TIMEOUT_SECONDS, Consumer
-from orchestration.connectors.event_log import Event, in_columns
+from orchestration.connectors.event_log import Event, NoTopicError, in_columns
 from orchestration.errors import MendableError, SourceUnavailableError
 
 if TYPE_CHECKING:
@@ -198,7 +198,8 @@ class KafkaConsumer(Consumer):
     def _error(self, name: str) -> MendableError:
         source = self.source
         if name in _UNREADABLE:
-            return MendableError(
+            kind = MendableError if name == "TOPIC_AUTHORIZATION_FAILED" else NoTopicError
+            return kind(
                 source.name,
                 expected="a topic of that name, which this user may read",
                 arrived=_UNREADABLE[name],
@@ -234,6 +235,7 @@ def client_options(source: EventTopic) -> dict[str, Any]:
         "group.id": "watershed",  # must be there; the group is never joined
         "log_level": 0,  # a warning can quote an option's value; errors come to us
         "queued.max.messages.kbytes": 32 << 10,
+        "socket.nagle.disable": True,  # a small request goes out at once
     }
     if login:
         user, _, password = login.partition(":")

@@ -24,7 +24,7 @@ import uuid
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,6 +62,10 @@ class Gap(Exception):
     def __init__(self, expected: int, available: int) -> None:
         self.expected, self.available = expected, available
         super().__init__(f"offset {expected} is not there, but {available} is")
+
+
+class NoTopicError(MendableError):
+    """There is no topic of that name where others may be."""
 
 
 class Slice(NamedTuple):
@@ -116,13 +120,15 @@ def describe_topic(folder: Path, topic: str) -> tuple[str, int]:
     """The topic's id, which no other topic of the same name will have, and its number of partitions.
 
     Raises:
-        MendableError: there is no such topic.
+        NoTopicError: the folder has no such topic.
+        MendableError: there is no such folder.
     """
     try:
         about = json.loads((folder / topic / "topic.json").read_text())
     except FileNotFoundError:
         topics = sorted(path.parent.name for path in folder.glob("*/topic.json"))[:20]
-        raise MendableError(
+        kind = NoTopicError if folder.is_dir() else MendableError
+        raise kind(
             f"topic {topic} in {folder}",
             expected="a topic of that name",
             arrived=f"a folder with {', '.join(topics) or 'no topics'}",
@@ -177,6 +183,51 @@ def delete_before(folder: Path, topic: str, partition: int, offset: int) -> int:
     while len(bases) > 1 and bases[1] <= offset:
         _path(place, bases.pop(0)).unlink(missing_ok=True)
     return bases[0] if bases else 0
+
+
+def erase(folder: Path, topic: str, values: Callable[[bytes], bool]) -> int:
+    """Leave nothing of the events whose value is one to erase but their offset and time; how many.
+
+    A segment is written anew and takes its place at once, so a crash leaves one or the other.
+
+    Raises:
+        MendableError: a producer writes to the topic, or the log is damaged.
+    """
+    erased = 0
+    for partition in range(describe_topic(folder, topic)[1]):
+        place = folder / topic / str(partition)
+        if not _bases(place):
+            continue
+        writer = _Writer(place, True, SEGMENT_BYTES)
+        try:
+            for path in (_path(place, base) for base in _bases(place)):
+                data, frames, here = path.read_bytes(), [], 0
+                for frame in _frames(data, path):
+                    body = memoryview(data)[frame.body : frame.end]
+                    whole = Slice(partition, frame.base, frame.size, body, 0, frame.size)
+                    events = events_of(topic, [whole])
+                    out = [e.value is not None and values(e.value) for e in events]
+                    here += sum(out)
+                    frames.append(
+                        _framed(
+                            frame.base,
+                            body[: 8 * frame.size].cast("q").tolist(),
+                            [None if o else e.key for o, e in zip(out, events, strict=True)],
+                            [None if o else e.value for o, e in zip(out, events, strict=True)],
+                        )
+                    )
+                if here:
+                    unfinished = path.with_suffix(".unfinished")
+                    with unfinished.open("wb") as file:
+                        file.write(b"".join(frames))
+                        file.flush()
+                        os.fsync(file.fileno())
+                    unfinished.rename(path)
+                    _sync(place)
+                erased += here
+        finally:
+            writer.close()
+    return erased
 
 
 class Producer:
@@ -504,12 +555,7 @@ class _Writer:
             os.close(self._file)
             self._open_segment(self._offset)
             self._size = 0
-        ends = array("i", accumulate(map(len, texts), initial=0))
-        nulls = bytes([(k is None) + 2 * (v is None) for k, v in zip(keys, values, strict=True)])
-        body = b"".join([array("q", timestamps).tobytes(), ends.tobytes(), nulls, *texts])
-        header = _FRAME.pack(zlib.crc32(body), len(body), self._offset, size, max(timestamps), 0)
-        header = header[:-4] + zlib.crc32(header[:-4]).to_bytes(4, "little")
-        frame, written = memoryview(header + body), 0
+        frame, written = memoryview(_framed(self._offset, timestamps, keys, values)), 0
         while written < len(frame):
             written += os.pwrite(self._file, frame[written:], self._size + written)
         self._size += len(frame)
@@ -532,6 +578,20 @@ class _Writer:
         if self._fsync:
             _sync(self._place)
         return path
+
+
+def _framed(
+    base: int,
+    timestamps: Sequence[int],
+    keys: Sequence[bytes | None],
+    values: Sequence[bytes | None],
+) -> bytes:
+    texts = [text or b"" for text in (*keys, *values)]
+    ends = array("i", accumulate(map(len, texts), initial=0))
+    nulls = bytes([(k is None) + 2 * (v is None) for k, v in zip(keys, values, strict=True)])
+    body = b"".join([array("q", timestamps).tobytes(), ends.tobytes(), nulls, *texts])
+    header = _FRAME.pack(zlib.crc32(body), len(body), base, len(values), max(timestamps), 0)
+    return header[:-4] + zlib.crc32(header[:-4]).to_bytes(4, "little") + body
 
 
 def _damage(path: Path, at: int) -> MendableError:

@@ -9,8 +9,9 @@ position, and there is no rebalance.
   or set aside with its reason, its bytes and its place. Aborted transactions, control records and
   what compaction removed are holes between offsets. A row has the event's fields and its place,
   `<topic>/<partition>/<offset>`; the broker's key and timestamp are not among them.
-- `{}` begins at the first event that is still there. From then on a new partition begins at 0, and
-  what the source deleted before it was loaded is an error that counts the events, as is a topic that
+- `{}` begins at the first event that is still there; a topic that nobody has made yet is an empty
+  one, to which the batch's `where` owns up. From then on a new partition begins at 0, and what the
+  source deleted before it was loaded is an error that counts the events, as is a topic that is gone,
   was cut short or made anew. `accept_gap` goes on after them, and says so in the batch's `where`.
 - A span reads events again by the broker's timestamps, which need not be in order, as far as they
   were read before: later ones come in their turn.
@@ -18,6 +19,7 @@ position, and there is no rebalance.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,16 +41,18 @@ from orchestration.connectors.event_consumer import (
     Consumer,
     open_consumer,
 )
+from orchestration.connectors.event_log import NoTopicError
 from orchestration.connectors.json_rows import rows_of
 from orchestration.errors import MendableError, SourceUnavailableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_ROWS = 100_000
+BATCH_ROWS = 60_000
 BATCH_BYTES = 64 << 20
 
 _POLL_ROWS = 20_000
+_log = logging.getLogger(__name__)
 
 Decoder = Callable[["pa.Array"], tuple["pa.Table", dict[int, str]]]
 """From events' bytes (Arrow, none null) to the rows of those that are one, in their order, and the
@@ -125,7 +129,14 @@ def read(
         if span is not None:
             yield from _read_again(consumer, make, position, span, batch_rows)
             return
-        consumer.start(position)
+        try:
+            consumer.start(position)
+        except NoTopicError:
+            if position:
+                raise
+            _log.warning("%s is not there yet", source.name)
+            yield make([], position, where=f"topic {source.topic} is not there yet")
+            return
         ends = {partition: end for partition, (_, end) in consumer.watermarks().items()}
         done = _caught_up(consumer, ends)
         yield from _in_turn(

@@ -17,25 +17,23 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from orchestration.connectors.event_consumer import TOPIC_ID, Consumer, open_consumer
+from orchestration.connectors.event_consumer import TOPIC_ID, Consumer
 from orchestration.connectors.event_stream import EventTopic
-from orchestration.settings import Settings, variable
+from orchestration.settings import Settings
 from orchestration.streaming import fraud_state
+from orchestration.streaming.champion import Champions
 from orchestration.streaming.engine import Message, Scored
+from orchestration.streaming.events import UnfitError, at_time, decoder_of, microseconds
 from orchestration.streaming.fraud_events import (
-    MOST_BYTES,
     Alert,
     PaymentEvent,
     ReportEvent,
     Score,
-    UnfitError,
-    at_time,
     cents_of,
-    decoder_of,
-    microseconds,
 )
 from orchestration.streaming.payment_windows import DAY, LATENESS, Payment, PaymentWindows, Row
 from orchestration.streaming.publisher import UNCONFIRMED
+from orchestration.streaming.topics import topic_of, unlanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,15 +78,17 @@ class _Said(NamedTuple):
 
 
 def stream_topic(settings: Settings, topic: str) -> EventTopic:
-    """A topic of the payments stream; what is gone from it has landed, so it is no error."""
-    return EventTopic(
-        url=settings.value_of("payments_stream_url"),
-        topic=topic,
-        system=fraud_state.STREAM,
-        table=topic,
-        url_setting=variable("payments_stream_url"),
-        max_event_bytes=MOST_BYTES,
-        accept_gap=True,
+    """A topic of the payments stream."""
+    return topic_of(settings, fraud_state.STREAM, topic)
+
+
+def champion_of(settings: Settings, say: Callable[[str], None]) -> Champions[Model]:
+    """The model in force, for as long as its `with` runs."""
+    from orchestration.learning.fraud_detection import BaselineRule
+    from orchestration.learning.fraud_detection import Model as Trained
+
+    return Champions[Model](
+        settings, "fraud_detection", Trained.from_json, lambda _: BaselineRule(), say
     )
 
 
@@ -308,20 +308,10 @@ class FraudScoring:
 
     def _tail(self, landed: fraud_state.Snapshot, scored: dict[int, int]) -> list[Score]:
         """The scores that were published but have not landed; `scored` is moved on by them."""
-        found = []
-        decode = msgspec.json.Decoder(Score).decode
-        with open_consumer(stream_topic(self._settings, "scores")) as consumer:
-            consumer.start(landed.position("scores"))
-            ends = {part: end for part, (_, end) in consumer.watermarks().items()}
-            while not consumer.reached(ends):
-                for event in consumer.poll(10_000, 0.2):
-                    try:
-                        score = decode(event.value or b"")
-                    except msgspec.MsgspecError:
-                        continue  # not one of ours: landing quarantines it
-                    found.append(score)
-                    part, offset = map(int, score.payment_position.split("/")[-2:])
-                    scored[part] = max(scored.get(part, 0), offset + 1)
+        found = unlanded(stream_topic(self._settings, "scores"), landed.position("scores"), Score)
+        for score in found:
+            part, offset = map(int, score.payment_position.split("/")[-2:])
+            scored[part] = max(scored.get(part, 0), offset + 1)
         return found
 
     def _recall(self, landed: fraud_state.Snapshot, tail: Sequence[Score]) -> None:

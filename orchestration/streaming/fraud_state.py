@@ -5,7 +5,6 @@ The rows are those of the staging models, read from the raw tables, since a buil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestration.connectors import Position
 from orchestration.settings import Settings
 from orchestration.streaming.payment_windows import DAY, DELAY, LATENESS, RETENTION
-from orchestration.warehouse.connect import connect
+from orchestration.streaming.topics import landed_position, one_moment
 from orchestration.warehouse.frames import table_exists
 
 if TYPE_CHECKING:
@@ -56,13 +55,7 @@ class Snapshot:
 
     def position(self, entity: str) -> Position:
         """How far an entity of the stream has landed."""
-        if not table_exists(self._connection, "landing", "positions"):
-            return {}
-        row = self._connection.execute(
-            "select source_position from landing.positions where table_name = ?",
-            [f"{STREAM}__{entity}"],
-        ).fetchone()
-        return json.loads(row[0]) if row is not None and row[0] else {}
+        return landed_position(self._connection, f"{STREAM}__{entity}")
 
     def scored(self) -> dict[int, int]:
         """Per partition of the payments the offset after the last one of which a score has landed."""
@@ -187,10 +180,5 @@ def snapshot(settings: Settings) -> Iterator[Snapshot]:
     Raises:
         MendableError: the warehouse cannot be read.
     """
-    connection = connect(settings, read_only=True)
-    try:
-        connection.execute("set TimeZone = 'UTC'")
-        connection.execute("begin transaction")
+    with one_moment(settings) as connection:
         yield Snapshot(connection)
-    finally:
-        connection.close()

@@ -124,7 +124,7 @@ class KafkaPublisher(Publisher):
 
         admin = AdminClient(self._options)
         try:
-            known = admin.list_topics(timeout=10).topics
+            known = self._producer.list_topics(timeout=10).topics  # it is connected from then on
             absent = [topic for topic in topics if topic not in known]
             made = admin.create_topics([NewTopic(t, topics[t]) for t in absent]) if absent else {}
         except KafkaException as error:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 
-from orchestration.connectors import event_log, event_stream
-from orchestration.contracts.raw import contract_of
-from orchestration.landing.land import RawTable, land
 from orchestration.streaming.engine import run
 from orchestration.streaming.fraud_scoring import TOPICS, FraudScoring, stream_topic
-from orchestration.streaming.publisher import LogPublisher
-from orchestration.warehouse.connect import connect
+from tests.unit.streaming.stream_house import Stream, text_of
 
 BEGIN = datetime(2018, 5, 1, tzinfo=UTC)
 
@@ -32,10 +26,6 @@ class Linear:
 
     def reasons(self, matrix, scores, most=3):
         return [[f"amount {row[0]:.2f}"] for row in matrix]
-
-
-def text_of(at):
-    return at.isoformat().replace("+00:00", "Z")
 
 
 def payment(number, at, customer=1, terminal=1, amount=10.0, **other):
@@ -77,46 +67,14 @@ def history(seed, size, days=40, shuffled=True):
     return [(topic, event) for _, topic, event in sorted(events, key=lambda e: e[0])]
 
 
-class Stream:
-    """The stream that the settings name, on disk."""
+class Payments(Stream):
+    """Card payments, their reports, and what is said of them."""
 
-    def __init__(self, settings):
-        self.settings = settings
-        connect(settings).close()
-        self.folder = event_log.folder_of(settings.value_of("payments_stream_url"))
-        for topic in TOPICS:
-            event_log.create_topic(self.folder, topic)
+    system, topics = "payments_stream", TOPICS
+    landed = ("payments", "fraud_reports", "scores")
 
-    def put(self, events):
-        for topic in ("fraud_reports", "payments"):
-            values = [
-                e if isinstance(e, bytes) else json.dumps(e).encode()
-                for t, e in events
-                if t == topic
-            ]
-            if values:
-                with event_log.Producer(self.folder, topic) as producer:
-                    producer.append_batch(values)
-
-    def read(self, topic):
-        with event_log_reader(self.folder, topic) as events:
-            return [json.loads(event.value) for event in events]
-
-    def end(self, topic):
-        return event_log.watermarks(self.folder, topic, 0)[1]
-
-    def land(self, *entities):
-        for entity in entities or ("payments", "fraud_reports", "scores"):
-            topic = stream_topic(self.settings, entity)
-            table = RawTable(f"payments_stream__{entity}", contract_of("payments_stream", entity))
-            land(self.settings, table, lambda at, topic=topic: event_stream.read(topic, at))
-
-    def score(self, model=None):
-        """Score until nothing is left; what was counted."""
-        with Counting(stream_topic(self.settings, "payments")) as publisher:
-            use_case = Heard(self.settings, lambda: model or Linear())
-            use_case.publisher = publisher
-            return run(use_case, publisher, stop=lambda: publisher.idle > 6, say=lambda line: None)
+    def use_case(self, model=None):
+        return FraudScoring(self.settings, lambda: model or Linear())
 
     def last_scores(self):
         """Per payment the features and the score of its highest revision, as staging has it."""
@@ -135,39 +93,6 @@ class Stream:
         """How often each payment was decided, and how often each alert was raised."""
         first = Counter(s["transaction_id"] for s in self.read("scores") if s["revision"] == 0)
         return first, Counter(a["alert_id"] for a in self.read("alerts"))
-
-
-class Counting(LogPublisher):
-    """Knows for how many looks nothing has come."""
-
-    idle = 0
-
-    def serve(self):
-        self.idle += 1
-
-
-class Heard(FraudScoring):
-    """Says that something came, also where nothing is published: what an earlier run had scored."""
-
-    def update(self, events, received):
-        self.publisher.idle = 0
-        return super().update(events, received)
-
-
-class event_log_reader:
-    """All events of a topic of one partition."""
-
-    def __init__(self, folder: Path, topic: str):
-        self.reader, self.topic = event_log.Reader(folder, topic, 0, 0), topic
-
-    def __enter__(self):
-        events = []
-        while slices := self.reader.read():
-            events += event_log.events_of(self.topic, slices)
-        return events
-
-    def __exit__(self, *_):
-        self.reader.close()
 
 
 if __name__ == "__main__":  # the process that is killed

@@ -7,16 +7,16 @@ import random
 from datetime import timedelta
 
 import pytest
-from fraud_house import BEGIN, Linear, Stream, history, payment, report
-from test_payment_windows import oracle
 
-from orchestration.streaming.fraud_events import microseconds
+from orchestration.streaming.events import microseconds
 from orchestration.streaming.payment_windows import Payment
+from tests.unit.streaming.fraud_house import BEGIN, Linear, Payments, history, payment, report
+from tests.unit.streaming.test_payment_windows import oracle
 
 
 @pytest.fixture
 def stream(settings):
-    return Stream(settings)
+    return Payments(settings)
 
 
 def expected(events):

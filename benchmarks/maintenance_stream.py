@@ -1,0 +1,306 @@
+"""Sensor readings through a real Kafka broker at 20,000/s, landed and scored: latency, the most it takes, its memory.
+
+.ci/servers.py --only kafka .venv/bin/python -m benchmarks.maintenance_stream
+
+Four hundred machines of four sensors read once a minute; a minute passes in 80 ms, so that hours close
+while one looks: in the first of its minutes all machines' hours do. That is the worst that a plant can
+ask for, and what the latencies of scores are taken from.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from orchestration.connectors.event_consumer import open_consumer
+from orchestration.learning.machine_health import MACHINE_FEATURES, SENSOR_FEATURES, Model
+from orchestration.learning.warning_states import Policy
+from orchestration.settings import Settings, load_settings
+from orchestration.streaming.engine import run
+from orchestration.streaming.events import at_time
+from orchestration.streaming.maintenance_scoring import TOPICS, MaintenanceScoring, stream_topic
+from orchestration.streaming.publisher import open_publisher
+from orchestration.streaming.sensor_windows import HOUR, Plant, Reading, Record, Reference, Spec
+from orchestration.warehouse.connect import connect
+
+MACHINES, SENSORS = 400, 4
+RATE, SECONDS, WARM = 20_000, 30, 6
+DRAINED = 200_000
+FAULTY_FROM = 300
+"""The minute from which every fiftieth machine reads too much."""
+MINUTE = HOUR // 60
+BEGIN = 1_735_689_600_000_000  # 2025-01-01T00:00:00Z
+NAMES = tuple(f"sensor_{n}" for n in range(SENSORS))
+LANDED = ("readings", "sensor_features", "machine_health", "warnings")
+
+
+@dataclass
+class Known:
+    """A plant of one model, its references known from the beginning."""
+
+    plant: Plant = field(
+        default_factory=lambda: Plant(
+            {f"machine-{n:04d}": Record("machine", (BEGIN,)) for n in range(MACHINES)},
+            {"machine": {name: Spec("degC", -50.0, 500.0) for name in NAMES}},
+            {},
+            {("machine", name, 0): Reference(50_000_000, 1_000_000.0, 0) for name in NAMES},
+        )
+    )
+    policy: Policy | None = field(
+        default_factory=lambda: Policy(48, 125, 24, 60, 2, 6, 500.0, 1000.0, 16.0, 4.0)
+    )
+    news: deque[tuple[Plant, list[Reading]]] = field(default_factory=deque)
+
+
+def model() -> Model:
+    """Learning's model with as many trees as it fits, which warns of about one machine in fifty."""
+    import lightgbm
+
+    inputs = tuple((name, feature) for name in NAMES for feature in SENSOR_FEATURES)
+    inputs += tuple(("", feature) for feature in MACHINE_FEATURES)
+    draw = np.random.default_rng(0)
+    matrix = draw.normal(0, 1, (20_000, len(inputs)))
+    wear = matrix[:, :8].sum(axis=1)
+    options = {"num_threads": 1, "verbose": -1, "seed": 0, "num_leaves": 15}
+    trees = {
+        kind: lightgbm.train(
+            {**options, "objective": objective}, lightgbm.Dataset(matrix, target), rounds
+        ).model_to_string()
+        for kind, objective, target, rounds in (
+            ("classifier", "binary", (wear > 6).astype(float), 150),
+            ("regressor", "regression", 60 - 10 * wear, 200),
+        )
+    }
+    parameters = {
+        "classifier": {"trees": trees["classifier"]},
+        "regressor": {"trees": trees["regressor"], "start": 0.0},
+        "calibration": {"score": [0.0, 1.0], "probability": [0.0, 1.0]},
+        "interval": {"remaining": [0.0], "low": [-5.0], "high": [5.0]},
+    }
+    return Model(datetime(2025, 1, 1), "machine", "lightgbm", 0.5, 125.0, inputs, parameters)
+
+
+def readings(count: int, first: int) -> list[tuple[bytes, bytes]]:
+    """Keys and values in the order in which they come, from number `first` on."""
+    numbers = np.arange(first, first + count)
+    per_minute = MACHINES * SENSORS
+    minute, place = np.divmod(numbers, per_minute)
+    at = BEGIN + minute * MINUTE + place // SENSORS * (MINUTE // MACHINES)
+    values = np.random.default_rng(first).normal(50, 1, count)
+    values[(minute >= FAULTY_FROM) & (place // SENSORS % 50 == 0)] += 8
+    machines, sensors = (part.tolist() for part in np.divmod(place, SENSORS))
+    columns = zip(machines, sensors, at.tolist(), values.tolist(), strict=True)
+    return [
+        (
+            b"machine-%04d" % machine,
+            b'{"machine_id":"machine-%04d","read_at":"%b","sensor":"%b","value":%.3f,"unit":"degC"}'
+            % (machine, at_time(when).isoformat().encode(), NAMES[sensor].encode(), value),
+        )
+        for machine, sensor, when, value in columns
+    ]
+
+
+class Timed(MaintenanceScoring):
+    """Knows how long after it was sent each reading was taken in, and all that it changes was made."""
+
+    def __init__(self, *known) -> None:
+        super().__init__(*known)
+        self.taken_in: list[float] = []
+        self.warned = 0
+
+    def update(self, events, received):
+        """As it is, with the time that it took."""
+        scored = super().update(events, received)
+        self.warned += scored.alerts
+        now = 1000 * time.time()
+        if events[0].topic == "readings":
+            self.taken_in += [
+                now - event.timestamp for event in events if event.offset >= DRAINED + WARM * RATE
+            ]
+        return scored
+
+
+def scorer(data_dir: Path, url: str, stop: threading.Event) -> None:
+    """The process that scores."""
+    import resource
+
+    settings = load_settings(data_dir=data_dir, plant_stream_url=url)
+    trained = model()
+    with open_publisher(stream_topic(settings, "readings")) as publisher:
+        use_case = Timed(settings, Known(), lambda kind: trained)
+        run(use_case, publisher, stop=stop.is_set, say=lambda line: print(line, flush=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told = {"peak_mb": peak, "taken_in_ms": use_case.taken_in, "warnings": use_case.warned}
+    (data_dir / "scorer.json").write_text(json.dumps(told))
+
+
+def landing(settings: Settings, url: str) -> subprocess.Popen[bytes]:
+    """The process that lands, as `make stream` starts it."""
+    command = [str(Path(sys.executable).parent / "watershed"), "follow", "--with-parent"]
+    environment = {
+        **os.environ,
+        "WATERSHED_DATA_DIR": str(settings.data_dir),
+        "WATERSHED_PLANT_STREAM_URL": url,
+    }
+    return subprocess.Popen(
+        [*command, *(f"plant_stream.{topic}" for topic in LANDED)], env=environment
+    )
+
+
+class Heard:
+    """What is said of machines, as it is received: when, where in the readings, and when it was sent."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.received: dict[int, float] = {}
+        self.inside: dict[int, float] = {}
+        self._source, self._done = stream_topic(settings, "machine_health"), threading.Event()
+        self._thread = threading.Thread(target=self._hear)
+        self._thread.start()
+
+    def _hear(self) -> None:
+        with open_consumer(self._source) as consumer:
+            consumer.start({})
+            while not self._done.is_set():
+                for event in consumer.poll(500, 0.1):
+                    health = json.loads(event.value or b"")
+                    place = int(health["reading_position"].rpartition("/")[2])
+                    self.received.setdefault(place, time.time())
+                    self.inside[place] = health["latency_ms"]
+
+    def close(self) -> None:
+        """Stop."""
+        self._done.set()
+        self._thread.join()
+
+
+def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
+    """All figures: what, measured, to reach."""
+    from confluent_kafka import Producer
+
+    settings = load_settings(data_dir=data_dir, plant_stream_url=url)
+    connect(settings).close()
+    with open_publisher(stream_topic(settings, "readings")) as publisher:
+        publisher.create(dict.fromkeys(TOPICS, 1))
+    producer = Producer(
+        {
+            "bootstrap.servers": url.removeprefix("kafka://"),
+            "linger.ms": 2,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    for key, value in readings(DRAINED, 0):
+        producer.produce("readings", value, key)
+        producer.poll(0)
+    producer.flush(60)
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    process = context.Process(target=scorer, args=(data_dir, url, stop))
+    process.start()
+    heard, lands = Heard(settings), None
+    try:
+        hours = DRAINED // (60 * MACHINES * SENSORS)
+        deadline = time.time() + 120
+        while len(heard.received) < hours * MACHINES and time.time() < deadline:
+            time.sleep(0.1)
+        times = sorted(heard.received.items())
+        (low, begun), (high, ended) = times[0], times[-1]
+        rows = [("readings/s scored from a backlog", f"{(high - low) / (ended - begun):,.0f}", "")]
+        lands = landing(settings, url)
+        rows += paced(settings, producer, heard)
+    finally:
+        stop.set()
+        heard.close()
+        process.join(30)
+        if lands is not None:
+            lands.terminate()
+            lands.wait()
+    told = json.loads((data_dir / "scorer.json").read_text())
+    taken_in = quantiles(told["taken_in_ms"])
+    rows.insert(2, ("reading sent to taken in, ms p50 / p99", taken_in, "p99 50"))
+    rows.append(("warnings opened", f"{told['warnings']:,}", ""))
+    rows.append(("most memory of the scorer, MB", f"{told['peak_mb']:,.0f}", ""))
+    return rows
+
+
+def quantiles(values: list[float]) -> str:
+    """The median and the 99th percentile."""
+    return f"{np.quantile(values, 0.5):.1f} / {np.quantile(values, 0.99):.1f}"
+
+
+def paced(settings: Settings, producer, heard: Heard) -> list[tuple[str, str, str]]:
+    """At 20,000 readings/s with landing beside: from `produce` here to the score's receipt here."""
+    count = RATE * (SECONDS + WARM)
+    messages = readings(count, DRAINED)
+    while landed(settings) < DRAINED:  # landing has caught up before the clock starts
+        time.sleep(0.5)
+    sent = np.zeros(count)
+    began = time.time()
+    for number, (key, value) in enumerate(messages):
+        if number % 20 == 0:
+            ahead = began + number / RATE - time.time()
+            if ahead > 0:
+                time.sleep(ahead)
+        sent[number] = time.time()
+        producer.produce("readings", value, key)
+        producer.poll(0)
+    took = time.time() - began
+    producer.flush(30)
+    behind = landed(settings)
+    while landed(settings) < DRAINED + count:
+        time.sleep(0.2)
+    waited = time.time() - began - took
+    time.sleep(1)
+    warm = DRAINED + WARM * RATE
+    places = [place for place in heard.received if place >= warm]
+    whole = [1000 * (heard.received[place] - sent[place - DRAINED]) for place in places]
+    inside = [heard.inside[place] for place in places]
+
+    return [
+        ("readings/s sent, for 36 s", f"{count / took:,.0f}", f"{RATE:,}"),
+        (
+            "reading that ends an hour sent to score received, ms p50 / p99",
+            quantiles(whole),
+            "p99 50",
+        ),
+        ("of it inside our code, ms p50 / p99", quantiles(inside), ""),
+        ("scores", f"{len(places):,}", ""),
+        ("landed when the last was sent", f"{behind / (DRAINED + count):.1%}", ""),
+        ("all landed after, s", f"{waited:.1f}", ""),
+    ]
+
+
+def landed(settings: Settings) -> int:
+    """How many readings have landed."""
+    with connect(settings, read_only=True) as connection:
+        try:
+            row = connection.execute("select count(*) from raw.plant_stream__readings").fetchone()
+        except Exception:  # noqa: BLE001 - not yet made
+            return 0
+    return int(row[0]) if row is not None else 0
+
+
+def main() -> None:
+    """Run all; takes about two minutes on two cores."""
+    table = Table("claim", "measured", "to reach")
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(os.environ["TEST_KAFKA_URL"], Path(folder)):
+            table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
