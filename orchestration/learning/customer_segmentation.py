@@ -18,13 +18,10 @@ while the name describes it; see `_named`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -36,6 +33,7 @@ from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from orchestration.errors import MendableError
+from orchestration.learning.trained import TrainedModel
 
 ALGORITHM = "k-means"
 CANDIDATES = (5, 6, 7, 8)
@@ -161,12 +159,14 @@ class ScaledFeature:
 
 
 @dataclass(frozen=True)
-class SegmentationModel:
-    """A month's trained model: numbers and names only.
+class SegmentationModel(TrainedModel):
+    """A month's trained model.
 
     Segment ids count from 1, biggest spenders first. `centroids` has one row per segment and one
     column per feature, in standard deviations from the average household.
     """
+
+    USE_CASE = "customer_segmentation"
 
     as_of_at: datetime
     features: tuple[ScaledFeature, ...]
@@ -174,45 +174,21 @@ class SegmentationModel:
     centroids: tuple[tuple[float, ...], ...]
     segment_names: tuple[str, ...]
 
-    @cached_property
-    def version(self) -> str:
-        """`customer_segmentation-<segmented month>-<8 hex digits of the contents' SHA-256>`."""
-        digest = hashlib.sha256(_canonical(self._parameters()).encode()).hexdigest()
-        return f"customer_segmentation-{self.as_of_at - timedelta(days=1):%Y-%m}-{digest[:8]}"
+    def _of(self) -> str:
+        return f"{self.as_of_at - timedelta(days=1):%Y-%m}"  # the segmented month
 
-    def _parameters(self) -> dict[str, Any]:
+    def _contents(self) -> dict[str, Any]:
         return {**asdict(self), "as_of_at": self.as_of_at.isoformat()}
 
-    def to_json(self) -> str:
-        """Everything needed to score, as canonical JSON."""
-        return _canonical({**self._parameters(), "version": self.version})
-
     @classmethod
-    def from_json(cls, text: str) -> SegmentationModel:
-        """The model that `to_json` wrote; it holds data only, so loading runs nothing.
-
-        Raises:
-            MendableError: the text is not such a model, or does not match its version.
-        """
-        try:
-            parsed = json.loads(text)
-            model = cls(
-                as_of_at=datetime.fromisoformat(parsed["as_of_at"]),
-                features=tuple(ScaledFeature(**feature) for feature in parsed["features"]),
-                limit=float(parsed["limit"]),
-                centroids=tuple(tuple(map(float, row)) for row in parsed["centroids"]),
-                segment_names=tuple(map(str, parsed["segment_names"])),
-            )
-            if parsed["version"] != model.version:
-                raise ValueError("its numbers do not match its version")
-        except (ValueError, TypeError, KeyError) as error:
-            raise MendableError(
-                "the parameters of a customer segmentation model",
-                expected="the JSON that the training wrote, unchanged",
-                arrived=f"{type(error).__name__}: {error}",
-                mend="train that month again",
-            ) from None
-        return model
+    def _parsed(cls, parsed: dict[str, Any]) -> Self:
+        return cls(
+            as_of_at=datetime.fromisoformat(parsed["as_of_at"]),
+            features=tuple(ScaledFeature(**feature) for feature in parsed["features"]),
+            limit=float(parsed["limit"]),
+            centroids=tuple(tuple(map(float, row)) for row in parsed["centroids"]),
+            segment_names=tuple(map(str, parsed["segment_names"])),
+        )
 
 
 @dataclass(frozen=True)
@@ -311,6 +287,11 @@ def predict(model: SegmentationModel, frame: pl.DataFrame) -> pl.DataFrame:
 def points(model: SegmentationModel, frame: pl.DataFrame) -> Floats:
     """Households as the model sees them: (rows, features), in standard deviations, clipped."""
     return _points(model.features, model.limit, frame)
+
+
+def points_of_month(frame: pl.DataFrame) -> Floats:
+    """Households in their own month's standard deviations, the same for every model: (rows, features)."""
+    return _points(_scaled_features(frame), LIMIT, frame)
 
 
 def describe(
@@ -564,7 +545,3 @@ def _people_in_words(members: pl.DataFrame, everyone: pl.DataFrame) -> list[str]
 def _rounded(value: float) -> float:
     """Ten significant digits: enough to score, few enough to be the same on every machine."""
     return float(f"{value:.10g}")
-
-
-def _canonical(parameters: dict[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True, separators=(",", ":"), allow_nan=False)

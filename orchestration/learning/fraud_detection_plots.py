@@ -10,8 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from orchestration.learning.fraud_detection import CAPACITY_PER_DAY
-
 INK, FAINT = "#22303c", "#8a97a3"
 COLOURS = {"lightgbm": "#b8325c", "logistic_regression": "#4fa3b5"}
 NAMES = {"lightgbm": "LightGBM", "logistic_regression": "logistic regression"}
@@ -42,22 +40,23 @@ def draw_precision_recall(backtest: pl.DataFrame) -> bytes:
     return _png(figure)
 
 
-def draw_saved_money(backtest: pl.DataFrame) -> bytes:
+def draw_saved_money(backtest: pl.DataFrame, cards_per_day: int) -> bytes:
     """Money saved a day against cards investigated a day, in one test week, a line per algorithm.
 
     Args:
         backtest: `contracts.fraud_detection.BACKTEST`, one week.
+        cards_per_day: cards that the investigators can look at.
     """
     figure, axes = _page("Money saved by investigating cards", _week_of(backtest))
     for algorithm, rows in _by_algorithm(backtest):
         saved, total = saved_by_cards(rows)
-        at_capacity = saved[min(CAPACITY_PER_DAY, len(saved) - 1)]
+        at_capacity = saved[min(cards_per_day, len(saved) - 1)]
         share = at_capacity / total if total else 0.0
         axes.plot(
             saved, lw=2, color=COLOURS[algorithm],
             label=f"{NAMES[algorithm]}: {at_capacity:,.0f} a day at capacity, {share:.0%} of the fraud",
         )  # fmt: skip
-    axes.axvline(CAPACITY_PER_DAY, color=FAINT, lw=1, ls="--")
+    axes.axvline(cards_per_day, color=FAINT, lw=1, ls="--")
     axes.set(xlabel="cards investigated a day", xlim=(0, MOST_CARDS), ylabel="money saved a day")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, loc="lower right")

@@ -56,16 +56,4 @@ measured as (
     cross join quarantined as q
 )
 
-select
-    m.as_of_at,
-    m.metric,
-    cast(m.value as double) as value,
-    cast(t.target as double) as target,
-    t.direction,
-    case
-        when t.direction = 'at_least' then m.value >= t.target
-        else m.value <= t.target
-    end as is_met
-from measured as m
-inner join {{ ref('metric_targets') }} as t
-    on m.metric = t.metric and t.use_case = 'customer_segmentation'
+{{ against_targets('customer_segmentation') }}

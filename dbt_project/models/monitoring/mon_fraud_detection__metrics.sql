@@ -16,6 +16,15 @@ alerts as (
     group by as_of_at
 ),
 
+latency as (
+    select
+        date_trunc('week', transaction_at) as as_of_at,
+        percentile_cont(0.99) within group (order by cast(latency_ms as double)) as score_latency_p99_ms
+    from {{ ref('payment_scores') }}
+    where latency_ms is not null
+    group by date_trunc('week', transaction_at)
+),
+
 saved as (
     select
         as_of_at,
@@ -69,18 +78,12 @@ measured as (
         'alerts_per_day' as metric,
         alerts_per_day as value
     from alerts
+    union all
+    select
+        as_of_at,
+        'score_latency_p99_ms' as metric,
+        score_latency_p99_ms as value
+    from latency
 )
 
-select
-    cast(m.as_of_at as timestamp) as as_of_at,
-    m.metric,
-    cast(m.value as double) as value,
-    cast(t.target as double) as target,
-    t.direction,
-    case
-        when t.direction = 'at_least' then m.value >= t.target
-        else m.value <= t.target
-    end as is_met
-from measured as m
-inner join {{ ref('metric_targets') }} as t
-    on m.metric = t.metric and t.use_case = 'fraud_detection'
+{{ against_targets('fraud_detection') }}

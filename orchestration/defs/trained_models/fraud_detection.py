@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from orchestration.learning.fraud_detection import Model, Week
 
 TRAINING_SET = "training_sets/train_fraud_detection"
+INVESTIGATION = "seeds/fraud_investigation"
 MODEL = dg.AssetKey(["trained_models", "fraud_detection"])
 BACKTEST = dg.AssetKey(["predictions", "fraud_backtest"])
 MODEL_TABLE, BACKTEST_TABLE = ".".join(MODEL.path), ".".join(BACKTEST.path)
 LEARNING = code_version("learning/fraud_detection.py")
 COMMON: dict[str, Any] = {
-    "deps": [TRAINING_SET.split("/")],
+    "deps": [TRAINING_SET.split("/"), INVESTIGATION.split("/")],
     "group_name": "fraud_detection",
     "owners": ["team:payments-risk"],
     "kinds": {"lightgbm", "scikitlearn", "polars"},
@@ -100,8 +101,9 @@ def train_fraud_detection(
             connection, f"select min(as_of_at), max(as_of_at) from {table}"
         ).row(0)
         planned = weeks(first, last) if first is not None else []
+        cards_per_day = _cards_per_day(connection)
         _remove_other_weeks(connection, settings, [week.as_of_at for week in planned])
-        history: list[tuple[datetime, float | None, float | None]] = []
+        history: dict[datetime, tuple[float | None, float | None]] = {}
         trained = skipped = 0
         for week in planned:
             frame = read_frame(
@@ -121,19 +123,18 @@ def train_fraud_detection(
                 _remove_week(connection, settings, week.as_of_at)
                 skipped += 1
                 continue
-            rows, scored, fitted = _week(connection, week, training, tested, history, snapshot)
+            rows, scored, fitted = _week(
+                connection, week, training, tested, history, snapshot, cards_per_day
+            )
             precision = dict(rows.select("algorithm", "average_precision").iter_rows())
-            history.append((week.as_of_at, precision["lightgbm"], precision["logistic_regression"]))
+            history[week.as_of_at] = precision["lightgbm"], precision["logistic_regression"]
             if scored is None:
                 continue
             if broken := broken_promises(BACKTEST_FRAME, scored):
                 yield from _broken(BACKTEST, "matches_contract", week, broken)
             _replace_week(connection, settings, week.as_of_at, rows, scored)
             trained += fitted
-            context.log.info(
-                f"{week.as_of_at:%Y-%m-%d}: average precision {precision['lightgbm'] or float('nan'):.3f},"
-                f" logistic regression {precision['logistic_regression'] or float('nan'):.3f}"
-            )
+            context.log.info(f"{week.as_of_at:%Y-%m-%d}: {_told(precision)}")
         models = read_frame(
             connection,
             f"select * exclude parameters from {MODEL_TABLE} order by as_of_at, algorithm",
@@ -161,7 +162,7 @@ def train_fraud_detection(
         yield dg.MaterializeResult(
             asset_key=BACKTEST,
             metadata={
-                **_pictures(connection, tested_weeks),
+                **_pictures(connection, tested_weeks, cards_per_day),
                 **_table_metadata(connection, BACKTEST),
             },
         )
@@ -179,28 +180,48 @@ def _broken(
     )
 
 
+def _cards_per_day(connection: "duckdb.DuckDBPyConnection") -> int:
+    from orchestration.errors import MendableError
+    from orchestration.warehouse.frames import read_frame
+
+    table = INVESTIGATION.replace("/", ".")
+    found = read_frame(connection, f"select cards_per_day from {table}")["cards_per_day"].to_list()
+    if len(found) != 1:
+        raise MendableError(
+            f"{INVESTIGATION}.csv",
+            expected="one row: what the investigators can do in a day",
+            arrived=f"{len(found)} rows",
+            mend="leave one row in it, then make build",
+        )
+    return int(found[0])
+
+
 def _week(
     connection: "duckdb.DuckDBPyConnection",
     week: "Week",
     training: "pl.DataFrame",
     tested: "pl.DataFrame",
-    history: list[tuple[datetime, float | None, float | None]],
+    history: dict[datetime, tuple[float | None, float | None]],
     snapshot: int,
+    cards_per_day: int,
 ) -> "tuple[pl.DataFrame, pl.DataFrame | None, int]":
     """The week's rows of both tables and how many models were fitted; no backtest if nothing changed."""
     import polars as pl
 
     from orchestration.learning.fraud_detection import (
         ALGORITHMS,
-        CAPACITY_PER_DAY,
-        champion_of,
         evaluate,
         fit,
         matrix_of,
+        recent,
     )
 
-    champion = champion_of(*_known_at(week.as_of_at, history))
-    training_hash, test_hash = _content_hash(training), _content_hash(tested)
+    # Only weeks whose test was labelled by then.
+    champion = recent(
+        [ap for at, ap in history.items() if (week.as_of_at - at).days >= 14]
+    ).champion
+    training_hash = _content_hash(training, cards_per_day)
+    test_hash = _content_hash(tested, cards_per_day)
     stored = _stored(connection, week.as_of_at)
     kept: dict[str, Model] = {}
     if stored.height == len(ALGORITHMS) and set(stored["training_content_hash"]) == {training_hash}:
@@ -210,7 +231,7 @@ def _week(
         kept = _models(stored)
     rows, scored = [], []
     for algorithm in ALGORITHMS:
-        model = kept.get(algorithm) or fit(training, algorithm, week.as_of_at)
+        model = kept.get(algorithm) or fit(training, algorithm, cards_per_day, week.as_of_at)
         scores = model.score(matrix_of(tested))
         metrics = evaluate(tested, scores)
         rows.append(
@@ -221,7 +242,7 @@ def _week(
                 "model_version": model.version,
                 "parameters": model.to_json(),
                 "alert_threshold": model.alert_threshold,
-                "capacity_per_day": CAPACITY_PER_DAY,
+                "capacity_per_day": cards_per_day,
                 "trained_from": week.trained_from,
                 "trained_until": week.trained_until,
                 "tested_from": week.tested_from,
@@ -254,21 +275,13 @@ def _week(
     )
 
 
-def _known_at(
-    as_of_at: datetime, history: list[tuple[datetime, float | None, float | None]]
-) -> tuple[list[float | None], list[float | None]]:
-    """Average precisions of the weeks whose test was labelled by then."""
-    known = [entry for entry in history if (as_of_at - entry[0]).days >= 14]
-    return [entry[1] for entry in known], [entry[2] for entry in known]
-
-
-def _content_hash(frame: "pl.DataFrame") -> str:
-    """Of the code that learns and the rows it learns from."""
+def _content_hash(frame: "pl.DataFrame", cards_per_day: int) -> str:
+    """Of the code that learns and what it learns from."""
     import polars as pl
 
     from orchestration.learning.fraud_detection import matrix_of
 
-    digest = hashlib.sha256(LEARNING.encode())
+    digest = hashlib.sha256(f"{LEARNING} {cards_per_day}".encode())
     digest.update(matrix_of(frame).tobytes())
     for column in ("transaction_id", "customer_id", "as_of_at", "label"):
         digest.update(frame[column].cast(pl.Int64).to_numpy().tobytes())
@@ -359,21 +372,20 @@ def _remove_other_weeks(
 
 
 def _beats_baseline(
-    history: list[tuple[datetime, float | None, float | None]],
+    history: dict[datetime, tuple[float | None, float | None]],
 ) -> dg.AssetCheckResult:
-    pairs = [(a, b) for _, a, b in history if a is not None and b is not None][-4:]
-    lightgbm, logistic = (
-        (sum(column) / len(pairs) for column in zip(*pairs, strict=True)) if pairs else (0, 0)
-    )
+    from orchestration.learning.fraud_detection import recent
+
+    means = recent(list(history.values()))
     return dg.AssetCheckResult(
         asset_key=MODEL,
         check_name="beats_baseline",
-        passed=lightgbm > logistic or not pairs,
+        passed=means.lightgbm > means.logistic_regression or not means.weeks,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
-            "weeks_tested": len(pairs),
-            "average_precision_lightgbm": float(lightgbm),
-            "average_precision_logistic_regression": float(logistic),
+            "weeks_tested": means.weeks,
+            "average_precision_lightgbm": means.lightgbm,
+            "average_precision_logistic_regression": means.logistic_regression,
         },
     )
 
@@ -410,21 +422,35 @@ def _champion(models: "pl.DataFrame") -> dict[str, Any]:
     }
 
 
+def _told(precision: dict[str, float | None]) -> str:
+    learned, baseline = precision["lightgbm"], precision["logistic_regression"]
+    if learned is None or baseline is None:
+        return "trained; its test week has no labels yet"
+    return f"average precision {learned:.3f}, logistic regression {baseline:.3f}"
+
+
 def _pictures(
-    connection: "duckdb.DuckDBPyConnection", tested_weeks: list[datetime]
+    connection: "duckdb.DuckDBPyConnection", tested_weeks: list[datetime], cards_per_day: int
 ) -> dict[str, dg.MarkdownMetadataValue]:
-    """Precision-recall and saved-money curves of the newest week that is tested."""
+    """Precision-recall and saved-money curves of the newest week all of whose days have labels."""
     from orchestration.learning.fraud_detection_plots import draw_precision_recall, draw_saved_money
     from orchestration.warehouse.frames import read_frame
 
     if not tested_weeks:
         return {}
+    whole = read_frame(
+        connection,
+        f"select as_of_at from {BACKTEST_TABLE} group by as_of_at"
+        " having count(distinct cast(transaction_at as date)) = 7",
+    )["as_of_at"].to_list()
     tested = read_frame(
-        connection, f"from {BACKTEST_TABLE} where as_of_at = ?", [max(tested_weeks)]
+        connection, f"from {BACKTEST_TABLE} where as_of_at = ?", [max(whole or tested_weeks)]
     )
     return {
         "precision_recall": picture(draw_precision_recall(tested), "precision and recall"),
-        "saved_money": picture(draw_saved_money(tested), "money saved by cards investigated"),
+        "saved_money": picture(
+            draw_saved_money(tested, cards_per_day), "money saved by cards investigated"
+        ),
     }
 
 
@@ -436,7 +462,8 @@ def _table_metadata(connection: "duckdb.DuckDBPyConnection", key: dg.AssetKey) -
     week = [(TRAINING_SET, "as_of_at")]
     sources: dict[str, list[tuple[str, str]]] = {
         "as_of_at": week, "trained_from": week, "trained_until": week, "tested_from": week,
-        "tested_until": week, "transaction_at": week, "algorithm": [], "capacity_per_day": [],
+        "tested_until": week, "transaction_at": week, "algorithm": [],
+        "capacity_per_day": [(INVESTIGATION, "cards_per_day")],
         "training_snapshot_id": [], "training_rows": [(TRAINING_SET, "transaction_id")],
         **{name: [(TRAINING_SET, name)] for name in ("transaction_id", "customer_id", "label")},
     }  # fmt: skip

@@ -27,8 +27,15 @@ from orchestration.learning.customer_segmentation import (
     fit,
     predict,
 )
-
-from .customers import FEBRUARY, JANUARY, KINDS, TRAITS, archetypes, customers, kind_of
+from tests.unit.learning.customers import (
+    FEBRUARY,
+    JANUARY,
+    KINDS,
+    TRAITS,
+    archetypes,
+    customers,
+    kind_of,
+)
 
 
 @cache
@@ -103,7 +110,7 @@ def test_the_version_names_the_segmented_month_and_changes_with_the_numbers():
     ids=["cut_short", "without_centroids", "changed", "not_a_number", "another_shape"],
 )
 def test_a_broken_or_changed_model_is_refused(spoil):
-    with pytest.raises(MendableError, match="train that month again"):
+    with pytest.raises(MendableError, match="materialise trained_models/customer_segmentation"):
         SegmentationModel.from_json(spoil(january()[0].model.to_json()))
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from orchestration.learning import customer_segmentation_plots as plots
 from orchestration.learning.customer_segmentation import fit, predict
-
-from .customers import FEBRUARY, KINDS, archetypes, customers
+from tests.unit.learning.customers import FEBRUARY, KINDS, archetypes, customers
 
 FITTED = fit(customers(), archetypes())
 SEGMENTS = predict(FITTED.model, customers())

@@ -12,7 +12,14 @@ import pytest
 
 from orchestration.errors import MendableError
 from orchestration.learning import fraud_detection as learning
-from orchestration.learning.fraud_detection import ALGORITHMS, FEATURES, BaselineRule, Model, Week
+from orchestration.learning.fraud_detection import (
+    ALGORITHMS,
+    DERIVED,
+    FEATURES,
+    BaselineRule,
+    Model,
+    Week,
+)
 from orchestration.learning.fraud_detection_plots import (
     draw_latency,
     draw_precision_recall,
@@ -53,7 +60,7 @@ def payments(seed: int = 1, rows: int = 6000) -> pl.DataFrame:
 
 @cache
 def fitted(algorithm: str) -> Model:
-    return learning.fit(learning.training_rows(payments(), Week(MONDAY)), algorithm, MONDAY)
+    return learning.fit(learning.training_rows(payments(), Week(MONDAY)), algorithm, 100, MONDAY)
 
 
 def test_a_week_learns_from_its_training_week_and_from_no_label_known_later():
@@ -115,7 +122,7 @@ def test_card_precision_is_the_share_of_the_highest_cards_that_were_defrauded_th
     scores = np.array([score for _, _, score, _ in rows])
     assert learning.card_precision(tested, scores, capacity=2) == (1 / 2 + 0 / 2) / 2
     assert learning.card_precision(tested, scores, capacity=3) == (2 / 3 + 1 / 3) / 2
-    assert learning.card_precision(tested, scores) == (2 / 100 + 1 / 100) / 2
+    assert learning.card_precision(tested, scores, capacity=100) == (2 / 100 + 1 / 100) / 2
     metrics = learning.evaluate(tested, scores)
     assert metrics is not None
     # three frauds; at 0.7 one of 4 payments, at 0.2 two of 6, at 0.1 three of 7
@@ -143,7 +150,7 @@ def test_a_stored_model_scores_bit_for_bit_as_the_fitted_one(algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_same_rows_in_any_order_give_the_same_model(algorithm):
     rows = learning.training_rows(payments(), Week(MONDAY)).sample(fraction=1, shuffle=True, seed=3)
-    assert learning.fit(rows, algorithm).to_json() == fitted(algorithm).to_json()
+    assert learning.fit(rows, algorithm, 100).to_json() == fitted(algorithm).to_json()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -169,7 +176,7 @@ def test_a_damaged_model_is_refused_in_words():
 def test_too_few_frauds_are_refused_in_words():
     rows = learning.training_rows(payments(), Week(MONDAY)).with_columns(label=pl.lit(False))
     with pytest.raises(MendableError, match="0 that are"):
-        learning.fit(rows, "lightgbm")
+        learning.fit(rows, "lightgbm", 100)
 
 
 def payment(**values: float) -> np.ndarray:
@@ -195,6 +202,19 @@ def test_reasons_say_what_a_person_can_check(algorithm):
     assert reasons[0].startswith("90 % of this terminal's payments in 1 day were fraud")
 
 
+def test_the_amount_is_set_against_the_customers_other_payments_of_each_window():
+    row = payment(
+        amount=90.0,
+        **{f"customer_payments_count_{days}d": n for days, n in ((1, 1), (7, 2), (30, 4))},
+        **{f"customer_amount_avg_{days}d": n for days, n in ((1, 90), (7, 50), (30, 45))},
+    )
+    inputs = dict(zip((*FEATURES, *DERIVED), learning._with_derived(row)[0], strict=True))
+    others = [inputs[f"amount_over_customer_others_{days}d"] for days in (1, 7, 30)]
+    assert others == [1, 9, 3]  # none; one of 10; three of 30 on average
+    of_nothing = payment(amount=0.0, **{f"customer_amount_avg_{days}d": 0.0 for days in (1, 7, 30)})
+    assert np.isfinite(learning._with_derived(of_nothing)).all()
+
+
 def test_the_baseline_rule_alerts_on_large_amounts_and_bad_terminals():
     rule = BaselineRule()
     rows = np.vstack(
@@ -214,10 +234,20 @@ def test_the_baseline_rule_alerts_on_large_amounts_and_bad_terminals():
 
 
 def test_lightgbm_is_the_champion_unless_the_baseline_was_better_of_late():
-    assert learning.champion_of([], []) == "lightgbm"
-    assert learning.champion_of([0.7, None], [0.6, None]) == "lightgbm"
-    assert learning.champion_of([0.5, 0.6], [0.6, 0.6]) == "logistic_regression"
-    assert learning.champion_of([0.1, 0.7, 0.7, 0.7, 0.7], [0.9, 0.6, 0.6, 0.6, 0.6]) == "lightgbm"
+    assert learning.recent([]).champion == "lightgbm"
+    assert learning.recent([(0.7, 0.6), (None, None)]) == learning.Recent(1, 0.7, 0.6)
+    assert learning.recent([(0.5, 0.6), (0.6, 0.6)]).champion == "logistic_regression"
+    late = learning.recent([(0.1, 0.9), *[(0.7, 0.6)] * 4])
+    assert (late.weeks, late.champion) == (4, "lightgbm")
+
+
+def test_more_cards_to_look_at_lower_the_score_that_raises_an_alert():
+    rows = learning.training_rows(payments(), Week(MONDAY))
+    threshold = {
+        cards: learning.fit(rows, "logistic_regression", cards).alert_threshold
+        for cards in (1, 10, 100)
+    }
+    assert threshold[1] > threshold[10] > threshold[100]
 
 
 def backtest() -> pl.DataFrame:
@@ -251,7 +281,7 @@ def test_the_plots_are_pictures():
     )
     for png in (
         draw_precision_recall(backtest()),
-        draw_saved_money(backtest()),
+        draw_saved_money(backtest(), cards_per_day=100),
         draw_latency(scores),
     ):
         assert png.startswith(b"\x89PNG")

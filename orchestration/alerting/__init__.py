@@ -1,0 +1,1 @@
+"""Alerts: what is wrong now, told once, to those who can mend it."""
