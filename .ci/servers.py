@@ -43,8 +43,11 @@ PACKAGES = {
     "my_print_defaults": "mariadb-client-core",  # which setting up a data folder takes
     "java": "default-jre-headless",
     "mvn": "maven",
+    "chromium": "chromium",
 }
 """Program to the Debian package that it comes in."""
+BROWSER = "chromium"
+"""What opens the page for the business in tests/services; it is installed, the test starts it."""
 Started = tuple[str, str]
 """What a server is (name and version), and its URL."""
 
@@ -238,13 +241,13 @@ def variable(server: str) -> str:
     return f"TEST_{server.upper()}_URL"
 
 
-def install(names: Sequence[str]) -> None:
-    """Install what these servers need; jars go into the user's ordinary Maven folder.
+def install(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Install what these servers need, and other programs; jars go into the user's ordinary Maven folder.
 
     Raises:
         CannotStartError: something is missing and this user cannot install it.
     """
-    programs = {program for name in names for program in SERVERS[name][1]}
+    programs = {*others, *(program for name in names for program in SERVERS[name][1])}
     missing = sorted(PACKAGES[program] for program in programs if not _found(program))
     if missing:
         line = f"apt-get install {' '.join(missing)}"
@@ -303,7 +306,7 @@ def main(arguments: Sequence[str]) -> int:
     for number in ENDINGS[1:]:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        install(names)
+        install(names, [] if given.only else [BROWSER])
         if given.install:
             return 0
         with started(names) as urls:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import BIN, ROOT, row, seconds
-from orchestration.demo import campaign_api, retail_db
+from orchestration.demo import campaign_api, plant, retail_db
 
 _LAND = """
 import sys
@@ -78,9 +78,13 @@ def measure(runs: int = 3) -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as folder, campaign_api.running(url, token):
         database = Path(folder) / "retail.sqlite"
         retail_db.fill(database)
+        machines, readings = Path(folder) / "plant.sqlite", Path(folder) / "plant_stream"
+        plant.fill(machines, readings, plant.World(machines=1, days=1))  # not what is measured
         for number in range(runs):
             environment = {
                 "WATERSHED_RETAIL_DB_URL": f"sqlite:///{database}",
+                "WATERSHED_PLANT_DB_URL": f"sqlite:///{machines}",
+                "WATERSHED_PLANT_STREAM_URL": f"log://{readings}",
                 "WATERSHED_CAMPAIGN_API_URL": url,
                 "WATERSHED_CAMPAIGN_API_TOKEN": token,
             }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import MendableError
@@ -16,11 +18,17 @@ from orchestration.warehouse.connect import require_writable
 
 if TYPE_CHECKING:
     from orchestration.defs.components import EventStreamSource, Topic
+    from orchestration.warehouse.releases import Release
+
+DBT = str(Path(sys.executable).parent / "dbt")
+STALE = "watershed/stale"
+"""A run's tag: the dbt models that are stale, with commas; the others are built if these change what they read."""
+_INPUT = "dagster/input_data_version/"
 
 
 @dataclass
 class Built:
-    """What one build did."""
+    """What one build did; `released` is None if it changed nothing, or failed."""
 
     succeeded: bool = True
     assets: int = 0
@@ -29,6 +37,8 @@ class Built:
     checks_passed: int = 0
     checks_warned: list[str] = field(default_factory=list)
     checks_failed: list[str] = field(default_factory=list)
+    released: Release | None = None
+    in_force: list[str] = field(default_factory=list)
 
 
 def prepare_dagster_home(settings: Settings) -> None:
@@ -45,20 +55,29 @@ def prepare_dagster_home(settings: Settings) -> None:
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
 
 
-def prepare_manifest() -> None:
-    """Parse the dbt project if one of its files is newer than the manifest Dagster reads."""
+def prepare_manifest(command: str = "parse", target: str = "target") -> Path:
+    """Let dbt read the project, if one of its files is newer than the manifest; Dagster reads that too.
+
+    Args:
+        command: `parse`, or `compile` for a manifest with the SQL that DuckDB gets.
+        target: dbt's folder for it, in the project.
+    """
     project = PROJECT_ROOT / "dbt_project"
-    manifest = project / "target" / "manifest.json"
+    manifest = project / target / "manifest.json"
     files = [*project.glob("*.yml"), *(PROJECT_ROOT / "seeds").rglob("*")]
     for folder in ("models", "macros", "tests"):
         files += (project / folder).rglob("*")
     if manifest.exists() and manifest.stat().st_mtime > max(f.stat().st_mtime for f in files):
-        return
+        return manifest
     from dbt.cli.main import dbtRunner
 
+    offline = ["--no-introspect", "--no-populate-cache"] if command == "compile" else []
     result = dbtRunner().invoke(
-        ["--quiet", "parse", "--project-dir", str(project), "--profiles-dir", str(project)]
-    )
+        [
+            "--quiet", command, "--project-dir", str(project), "--profiles-dir", str(project),
+            "--target-path", str(project / target), *offline,
+        ]
+    )  # fmt: skip
     if not result.success:
         raise MendableError(
             "the dbt project",
@@ -66,18 +85,21 @@ def prepare_manifest() -> None:
             arrived=str(result.exception).strip(),
             mend="mend it as dbt says, and look again with: cd dbt_project && dbt parse",
         )
+    return manifest
 
 
-def build(settings: Settings, step: Callable[[str], None]) -> Built:
+def build(settings: Settings, step: Callable[[str], None], use_case: str | None = None) -> Built:
     """Materialise every raw asset (cheap when a source has nothing new), then whatever is not up to date.
 
-    Up to date is what the Dagster UI calls synced: code and inputs are those of the last
+    Up to date is what the Dagster UI calls synced: code and inputs' data versions are those of the last
     materialisation, and no error-level check of the asset failed. So a second build with nothing
     new stops after asking the sources, and a build after a failure resumes where it stopped.
+    One that failed no error-level check becomes a release.
 
     Args:
         settings: which warehouse and sources.
         step: told the title of each of the two parts.
+        use_case: build only its assets, and what they are made of.
 
     Returns:
         What was built; `failures` holds one readable text per cause, the checks are the latest
@@ -88,10 +110,10 @@ def build(settings: Settings, step: Callable[[str], None]) -> Built:
     """
     prepare_dagster_home(settings)
     with _only_build(settings):
-        return _build(settings, step)
+        return _build(settings, step, use_case)
 
 
-def _build(settings: Settings, step: Callable[[str], None]) -> Built:
+def _build(settings: Settings, step: Callable[[str], None], use_case: str | None) -> Built:
     import dagster as dg
 
     started = time.perf_counter()
@@ -106,31 +128,204 @@ def _build(settings: Settings, step: Callable[[str], None]) -> Built:
         dg.DagsterInstance.get() as instance,
         (settings.data_dir / "build.log").open("w") as log,
     ):
-        raw = [key for key in graph.materializable_asset_keys if key.path[0] == "raw"]
-        for title, select in (
-            ("2/3  landing what is new", lambda: raw),
-            ("3/3  building what that made stale", lambda: not_up_to_date(instance, graph)),
+        wanted = graph.materializable_asset_keys
+        if use_case is not None:
+            wanted = wanted & dg.AssetSelection.groups(use_case).upstream().resolve(graph)
+        raw = {key for key in wanted if key.path[0] == "raw"}
+        watching = {key for key in wanted if key.path[0] == "monitoring"}
+        learned = {
+            key
+            for key in wanted
+            if key.path[0] in ("trained_models", "predictions")
+            and "dbt" not in graph.get(key).kinds
+        }
+        # One run after the other: only then is it known which data changed, and so what is stale.
+        for title, part in (
+            ("2/3  landing what is new", raw),
+            ("3/3  building what that made stale", wanted - raw - learned - watching),
+            ("     ... learning from it", learned),
+            ("     ... watching it", watching),
         ):
-            selected = select()
-            step(f"{title} ({len(selected)} assets)")
-            if not selected:
-                continue
-            with contextlib.redirect_stdout(log):  # dbt's own lines; ours go to standard error
-                result = job.execute_in_process(
-                    run_config={"loggers": {"console": {}}},
-                    instance=instance,
-                    asset_selection=selected,
-                    tags=_partition_range(graph, selected),
-                    raise_on_error=False,
-                )
-            built.assets += len(selected)
-            built.failures += _causes(result)
-            if not result.success:
-                built.succeeded = False
+            stale, before = raw if part is raw else _stale(instance, graph) & part, None
+            while stale != before:
+                below = dg.AssetSelection.keys(*stale).downstream().resolve(graph)
+                selected = sorted(part & below)
+                if selected or (before is None and title.strip()[0].isdigit()):
+                    step(f"{title} ({len(selected)} assets)")
+                if not selected:
+                    break
+                with contextlib.redirect_stdout(log):  # dbt's own lines; ours go to standard error
+                    result = job.execute_in_process(
+                        run_config={"loggers": {"console": {}}},
+                        instance=instance,
+                        asset_selection=selected,
+                        tags={
+                            **_partition_range(graph, selected),
+                            STALE: ",".join(sorted(key.path[-1] for key in stale)),
+                        },
+                        raise_on_error=False,
+                    )
+                told = result.get_asset_materialization_events()
+                built.assets += len({event.asset_key for event in told})
+                built.failures += _causes(result)
+                if not result.success:
+                    built.succeeded = False
+                    break
+                # A run that was killed may have left other data than Dagster knew of: then once more.
+                stale, before = _stale(instance, graph) & part - raw, stale
+            if not built.succeeded:
                 break
         _count_checks(instance, graph, built)
+        if built.succeeded:
+            _release(settings, instance, built)
+        built.checks_warned += tell(settings, instance, graph)
     built.seconds = time.perf_counter() - started
     return built
+
+
+def tell(settings: Settings, instance: Any, graph: Any) -> list[str]:
+    """Tell what is wrong now, once; a text per sink that could not be told. It never fails its caller.
+
+    Args:
+        settings: which warehouse and sinks.
+        instance: Dagster's, whose history says which checks and steps failed.
+        graph: the asset graph.
+    """
+    import duckdb
+
+    from orchestration.alerting.alerts import watch_now
+    from orchestration.defs.history import failed_steps
+
+    if settings.catalog_file is not None and not settings.catalog_file.exists():
+        return []
+    built = Built()
+    _count_checks(instance, graph, built)
+    try:
+        down = watch_now(settings, built.checks_failed, failed_steps(instance, graph))
+    except MendableError as error:
+        down = [f"{error.thing}: {error.arrived}"]
+    except duckdb.Error as error:  # a monitoring table of an older shape, say
+        down = [str(error).partition("\n")[0]]
+    return [f"alerts not told, {one}" for one in down]
+
+
+def release_if_whole(settings: Settings, instance: Any, graph: Any) -> Release | None:
+    """Release what runs of the UI have built, if all of the graph is up to date and passed its checks.
+
+    Args:
+        settings: which warehouse.
+        instance: Dagster's, whose history says what was built.
+        graph: the asset graph.
+
+    Returns:
+        The release; None if something is stale or failed its checks, or nothing changed.
+    """
+    built = Built()
+    _count_checks(instance, graph, built)
+    if not built.checks_failed and not not_up_to_date(instance, graph):
+        _release(settings, instance, built)
+    return built.released
+
+
+def _release(settings: Settings, instance: Any, built: Built) -> None:
+    """Release what is in the warehouse; what dbt built by itself is tested before."""
+    import dagster as dg
+
+    from orchestration.warehouse.connect import connect
+    from orchestration.warehouse.masked import write_down
+    from orchestration.warehouse.privacy import told
+    from orchestration.warehouse.releases import changed_since_release, release
+
+    if built.checks_failed:
+        return
+    with connect(settings) as connection:
+        unaudited = []
+        for schema, table, since in changed_since_release(connection):
+            event = instance.get_latest_materialization_event(dg.AssetKey([schema, table]))
+            if event is None or event.timestamp < since:
+                unaudited.append(table)
+        if unaudited and not (failed := _failed_tests(unaudited)):
+            unaudited = []
+        if unaudited:
+            built.succeeded = False
+            built.failures.append(f"not released: tests that dbt found broken\n{failed}")
+            return
+        write_down(connection, settings, told().columns)
+        built.released = release(
+            connection,
+            settings,
+            checks_passed=built.checks_passed,
+            checks_warned=len(built.checks_warned),
+        )
+        _register(connection, settings, built)
+
+
+def _register(connection: Any, settings: Settings, built: Built) -> None:
+    """Tell the registry of the last release's models; a registry that is down costs no build."""
+    from orchestration.registry.register import register
+    from orchestration.registry.store import RegistryUnavailableError
+    from orchestration.warehouse.releases import releases
+
+    known = releases(connection)
+    try:
+        if known:
+            register(connection, settings, known[-1], say=built.in_force.append)
+    except RegistryUnavailableError as error:
+        built.checks_warned.append(f"models are not registered yet: {error.thing}, {error.arrived}")
+
+
+def _failed_tests(models: list[str]) -> str:
+    """What dbt says of the error-level tests of models that do not pass; empty if all do."""
+    import subprocess
+
+    done = subprocess.run(
+        [DBT, "--quiet", "test", "--exclude-resource-type", "unit_test", "--select", *models],
+        cwd=PROJECT_ROOT / "dbt_project",
+        capture_output=True,
+        text=True,
+    )
+    return (done.stdout + done.stderr).strip() or "dbt test" if done.returncode else ""
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """What Dagster wrote down when an asset was last built; tables are `schema.name`."""
+
+    code_version: str | None
+    data_version: str | None
+    inputs: frozenset[str]
+    columns: dict[str, set[tuple[str, str]]]
+
+
+def last_materialized(settings: Settings) -> dict[str, Materialized]:
+    """What Dagster's history says of each asset; nothing where Dagster never ran."""
+    if not (settings.dagster_home / "dagster.yaml").exists():
+        return {}
+    import dagster as dg
+
+    prepare_dagster_home(settings)
+    found = {}
+    with dg.DagsterInstance.get() as instance:
+        for record in instance.get_asset_records():
+            event = record.asset_entry.last_materialization
+            told = event.asset_materialization if event else None
+            if told is None:
+                continue
+            lineage: Any = told.metadata.get("dagster/column_lineage")
+            tags = told.tags or {}
+            inputs = {
+                tag.removeprefix(_INPUT).replace("/", ".") for tag in tags if tag.startswith(_INPUT)
+            }
+            found[".".join(told.asset_key.path)] = Materialized(
+                code_version=tags.get("dagster/code_version"),
+                data_version=tags.get("dagster/data_version"),
+                inputs=frozenset(inputs),
+                columns={
+                    column: {(".".join(dep.asset_key.path), dep.column_name) for dep in deps}
+                    for column, deps in (lineage.value.deps_by_column if lineage else {}).items()
+                },
+            )
+    return found
 
 
 def reload(
@@ -307,7 +502,15 @@ def _partition_range(graph: Any, selected: list[Any]) -> dict[str, str]:
 
 
 def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
-    """The assets the UI shows as missing or unsynced or with a failed check, and all downstream."""
+    """The assets that are stale, and all downstream, which may become so."""
+    import dagster as dg
+
+    stale = dg.AssetSelection.keys(*_stale(instance, graph)).downstream().resolve(graph)
+    return sorted(stale & graph.materializable_asset_keys)
+
+
+def _stale(instance: Any, graph: Any) -> set[Any]:
+    """The assets the UI shows as missing or unsynced, or with a failed error-level check."""
     import dagster as dg
 
     # The same resolver that answers the UI, so that both always agree; Dagster is pinned.
@@ -332,7 +535,7 @@ def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
         for check, (passed, is_error) in _latest_checks(instance, graph).items()
         if not passed and is_error
     }
-    not_synced = {
+    return failed | {
         key
         for key in graph.materializable_asset_keys
         if any(
@@ -340,8 +543,6 @@ def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
             for partition in (*_partition_keys(graph, key),) or (None,)
         )
     }
-    selected = dg.AssetSelection.keys(*failed, *not_synced).downstream().resolve(graph)
-    return sorted(selected & graph.materializable_asset_keys)
 
 
 def _partition_keys(graph: Any, key: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         description="Where the lake's Parquet files live: a folder or s3://bucket/prefix/. "
         "Empty: <data_dir>/lake/.",
     )
+    encrypted: bool = Field(
+        False,
+        description="Encrypts the lake's files, with keys that the catalog holds; decided when the warehouse is"
+        " created. The catalog, and the few rows it holds itself, are not encrypted.",
+    )
     memory_limit: str = Field("2GB", description="Most memory one DuckDB connection may use.")
     threads: int = Field(0, ge=0, description="Threads per DuckDB connection; 0 is one per core.")
     lock_timeout_seconds: float = Field(
@@ -79,11 +84,41 @@ class Settings(BaseSettings):
         description="Card payments as they are made: kafka://[user:password@]host:9092 or log:///folder. "
         "Empty: the demo's log on disk, <data_dir>/demo/payments_stream.",
     )
+    plant_db_url: SecretStr = Field(
+        SecretStr(""),
+        description="The plant's database of machines and their maintenance: sqlite:///path/to/file or"
+        " postgresql://user:password@host/db. Empty: the demo's SQLite file, <data_dir>/demo/plant.sqlite.",
+    )
+    plant_stream_url: SecretStr = Field(
+        SecretStr(""),
+        description="Sensor readings as they are made: kafka://[user:password@]host:9092 or log:///folder. "
+        "Empty: the demo's log on disk, <data_dir>/demo/plant_stream.",
+    )
     stream_metrics_port: int = Field(
         0,
         ge=0,
         le=65535,
         description="Where `make stream` serves Prometheus metrics on 127.0.0.1; 0 is nowhere.",
+    )
+    serving_host: str = Field(
+        "127.0.0.1",
+        description="Address on which `make serve` answers. One that others can reach takes a token, and"
+        " a proxy before it that speaks TLS.",
+    )
+    serving_port: int = Field(
+        8484, ge=1, le=65535, description="Port on which `make serve` answers."
+    )
+    serving_token: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer token that callers of `make serve` must show. Empty: none, on this machine only.",
+    )
+    page_port: int = Field(
+        8501, ge=1, le=65535, description="Port of 127.0.0.1 on which `make page` shows the page."
+    )
+    mlflow_url: SecretStr = Field(
+        SecretStr(""),
+        description="MLflow's store and registry of trained models: sqlite:///path/to/file, postgresql://... "
+        "or a server's http(s)://... Empty: an SQLite file, <data_dir>/mlflow.db, no server.",
     )
     segmentation_first_month: str = Field(
         "2017-01",
@@ -96,8 +131,35 @@ class Settings(BaseSettings):
         description="Last month that gets customer segments; `open` keeps adding months as they end. "
         "The default is where the demo's data stops.",
     )
+    privacy_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the pseudonyms in the schema `masked`, and of the hashes by which landing keeps out who"
+        " was forgotten; 16 characters or more: `openssl rand -hex 32`. Empty: identifiers there are null. `make"
+        " demo` writes a random one to `.env` if unset; keep it, and away from the data folder.",
+    )
+    masked_lake_path: str = Field(
+        "",
+        description="Where `make share` puts the Parquet files of what is masked: a folder or"
+        " s3://bucket/prefix/ that others may read. Empty: <data_dir>/masked_lake/.",
+    )
     automation: bool = Field(
         False, description="Switches every schedule on: weekly API ingestion, monthly segmentation."
+    )
+
+    alert_webhook_url: SecretStr = Field(
+        SecretStr(""),
+        description="Slack-compatible webhook that alerts are posted to. Empty: none.",
+    )
+    alert_webhook_severity: Literal["info", "warning", "critical"] = Field(
+        "warning", description="Least severity that is posted: info, warning or critical."
+    )
+    alert_email_url: SecretStr = Field(
+        SecretStr(""),
+        description="Mail server and addresses for alerts: "
+        "smtps://user:password@host:465/?from=a@example.com&to=b@example.com. Empty: none.",
+    )
+    alert_email_severity: Literal["info", "warning", "critical"] = Field(
+        "critical", description="Least severity that is mailed: info, warning or critical."
     )
 
     @field_validator("data_dir")
@@ -111,10 +173,11 @@ class Settings(BaseSettings):
         kind, _, path = (value or f"sqlite:{info.data['data_dir']}/catalog.sqlite").partition(":")
         return f"{kind}:{PROJECT_ROOT / path if kind == 'sqlite' else path}"
 
-    @field_validator("lake_path")
+    @field_validator("lake_path", "masked_lake_path")
     @classmethod
     def _in_data_dir_by_default(cls, value: str, info: ValidationInfo) -> str:
-        value = value or f"{info.data['data_dir']}/lake"
+        name = "lake" if info.field_name == "lake_path" else "masked_lake"
+        value = value or f"{info.data['data_dir']}/{name}"
         return (value if "://" in value else str(PROJECT_ROOT / value)).rstrip("/") + "/"
 
     @field_validator("retail_db_url")
@@ -134,6 +197,30 @@ class Settings(BaseSettings):
     def _demo_stream_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         demo = f"log://{quote(str(info.data['data_dir']))}/demo/payments_stream"
         return SecretStr(value.get_secret_value() or demo)
+
+    @field_validator("plant_db_url")
+    @classmethod
+    def _demo_plant_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        demo = f"sqlite:///{info.data['data_dir']}/demo/plant.sqlite"
+        return SecretStr(value.get_secret_value() or demo)
+
+    @field_validator("plant_stream_url")
+    @classmethod
+    def _demo_readings_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        demo = f"log://{quote(str(info.data['data_dir']))}/demo/plant_stream"
+        return SecretStr(value.get_secret_value() or demo)
+
+    @field_validator("privacy_key")
+    @classmethod
+    def _not_to_be_guessed(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 16:
+            raise PydanticCustomError("short", "a key that can be guessed")
+        return value
+
+    @field_validator("mlflow_url")
+    @classmethod
+    def _embedded_store_by_default(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        return SecretStr(value.get_secret_value() or f"sqlite:///{info.data['data_dir']}/mlflow.db")
 
     @field_validator("catalog", "lake_path", "campaign_api_url", "payments_lake_url")
     @classmethod

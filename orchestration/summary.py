@@ -20,7 +20,7 @@ _KNOWN_AS_FRAUD = "is_fraud and superseded_at is null"
 
 
 def print_summary(console: Console, settings: Settings, built: Built) -> None:
-    """Print rows per layer, the latest segments, fraud detection, checks, seconds, and the next commands.
+    """Print rows per layer, the latest segments, fraud detection, machines, checks, seconds, and the next commands.
 
     What failed is always said, also when there is no warehouse yet or it cannot be read.
     """
@@ -35,6 +35,7 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
                 _layers(console, connection)
                 _segments(console, connection)
                 _fraud(console, connection)
+                _machines(console, connection)
     except (MendableError, duckdb.Error) as error:
         if built.succeeded:
             raise
@@ -52,6 +53,14 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
         f"in {built.seconds:.0f} s",
         soft_wrap=True,
     )
+    if built.released:
+        console.print(
+            f"released as [bold]{built.released.name}[/]: {built.released.rows_count:,} rows,"
+            " what readers of the schema published see from now on",
+            soft_wrap=True,
+        )
+    if built.in_force:
+        console.print(f"models newly in force: {', '.join(built.in_force)}", soft_wrap=True)
     if built.succeeded:
         console.print("\n[bold]next[/]")
         for command, purpose in (
@@ -59,8 +68,53 @@ def print_summary(console: Console, settings: Settings, built: Built) -> None:
             ('make sql q="from monitoring.mon_segments__monthly"', "query an output"),
             ("cd dbt_project && ../.venv/bin/dbt build", "run dbt alone"),
             ("make stream", "score what streams in"),
+            ("make releases", "list releases, go back"),
+            ("make models", "list trained models"),
         ):
             console.print(f"  {command:<52} {purpose}")
+
+
+def print_turbofan(console: Console, settings: Settings, built: Built, name: str) -> None:
+    """Print what the models and the mean life make of a turbofan set's test engines, by its protocol."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    for failure in built.failures:
+        console.print(f"\n[red]failed[/] {escape(failure)}", soft_wrap=True)
+    for check in built.checks_failed:
+        console.print(f"  [red]![/] {check}", soft_wrap=True)
+    if not built.succeeded:
+        return
+    columns = {
+        "RMSE, last": "remaining_hours_rmse",
+        "RMSE, all": "remaining_hours_rmse_all",
+        "80 % interval": "interval_coverage",
+        "avg precision": "average_precision",
+    }
+    with connect(settings, read_only=True) as connection:
+        rows = connection.execute(
+            f"select algorithm, {', '.join(columns.values())}, mean_life_rmse"
+            " from trained_models.predictive_maintenance"
+            " where tested_hours > 0 order by as_of_at, algorithm desc"
+        ).fetchall()
+    shown = Table("in cycles", box=None, pad_edge=False)
+    for title in columns:
+        shown.add_column(title, justify="right")
+    told = [row[:-1] for row in rows] + [("mean life", row[-1]) for row in rows[:1]]
+    for algorithm, *values in told:
+        shown.add_row(algorithm, *("-" if v is None else f"{v:.2f}" for v in values))
+    console.print(
+        f"\n[bold]{name}: the remaining life of the test engines, at most 125 cycles[/]\n"
+        "RMSE at each engine's last cycle (the usual protocol) and over all of them; share of\n"
+        "remaining lives that the interval holds; who fails within the horizon, by average precision\n"
+    )
+    console.print(shown)
+    console.print(
+        f"\nbuilt {built.assets} assets in {built.seconds:.0f} s into {settings.data_dir}; next:"
+        f" WATERSHED_DATA_DIR='{settings.data_dir}' make sql"
+        ' q="from monitoring.mon_predictive_maintenance__metrics"',
+        soft_wrap=True,
+    )
 
 
 def _tables(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
@@ -121,15 +175,49 @@ def _segments(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
 
 def _fraud(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
     """Payments by what is known of them; nothing before there are any."""
+    _counted(
+        console,
+        connection,
+        "fraud detection",
+        "card payments",
+        {
+            "payments": ("intermediate", "int_payments__merged", "true"),
+            "fraud known": ("intermediate", "int_fraud_labels__versioned", _KNOWN_AS_FRAUD),
+            "with features": ("features", "feat_payment__windows", "true"),
+            "scored": ("predictions", "payment_scores", "true"),
+            "alerts": ("predictions", "payment_scores", "is_alert"),
+        },
+    )
+
+
+def _machines(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
+    """Machines by what is known of them; nothing before there are any."""
+    _counted(
+        console,
+        connection,
+        "predictive maintenance",
+        "machines",
+        {
+            "registered": ("staging", "stg_plant_db__machines", "true"),
+            "readings": ("staging", "stg_plant_stream__readings", "true"),
+            "failures": ("staging", "stg_plant_db__failures", "true"),
+            "hours with features": ("features", "feat_machine__history", "true"),
+            "hours scored": ("predictions", "machine_health", "true"),
+            "open warnings": ("predictions", "machine_warnings", "state <> 'closed'"),
+        },
+    )
+
+
+def _counted(
+    console: Console,
+    connection: duckdb.DuckDBPyConnection,
+    use_case: str,
+    what: str,
+    counted: dict[str, tuple[str, str, str]],
+) -> None:
+    """One row of counts, each of a table's rows under a condition; nothing when the first is 0."""
     from rich.table import Table
 
-    counted = {
-        "payments": ("intermediate", "int_payments__merged", "true"),
-        "fraud known": ("intermediate", "int_fraud_labels__versioned", _KNOWN_AS_FRAUD),
-        "with features": ("features", "feat_payment__windows", "true"),
-        "scored": ("predictions", "payment_scores", "true"),
-        "alerts": ("predictions", "payment_scores", "is_alert"),
-    }
     tables = set(_tables(connection))
     counts = {
         title: int(
@@ -140,11 +228,11 @@ def _fraud(console: Console, connection: duckdb.DuckDBPyConnection) -> None:
         for title, (schema, table, condition) in counted.items()
         if (schema, table) in tables
     }
-    if not counts.get("payments"):
+    if not counts.get(next(iter(counted))):
         return
-    shown = Table("fraud detection", box=None, pad_edge=False)
+    shown = Table(use_case, box=None, pad_edge=False)
     for title in counts:
         shown.add_column(title, justify="right")
-    shown.add_row("card payments", *(f"{count:,}" for count in counts.values()))
+    shown.add_row(what, *(f"{count:,}" for count in counts.values()))
     console.print()
     console.print(shown)

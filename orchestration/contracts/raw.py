@@ -18,6 +18,9 @@ from orchestration.errors import MendableError
 if TYPE_CHECKING:
     import pandera.polars as pa
 
+PRIVACY_WORDS = ("privacy", "privacy_reason")
+"""What a column says of persons, which is not for pandera: orchestration/warehouse/privacy.py reads it."""
+
 SOURCES = Path(__file__).resolve().parent.parent / "defs" / "raw"
 """A folder per source system, each with its `defs.yaml`."""
 
@@ -84,7 +87,8 @@ def build_contract(
 
     Args:
         name: `<system>.<entity>`.
-        columns: column name to `dtype`, `nullable`, `description` and pandera's checks by name.
+        columns: column name to `dtype`, `nullable`, `description` and pandera's checks by name; its
+            privacy may change without a new version of the contract.
         rules: name of a rule to its SQL condition.
         description: what one row is.
 
@@ -92,6 +96,10 @@ def build_contract(
         MendableError: pandera does not know a dtype or a check, or an argument of a check is wrong.
     """
     rules = dict(rules or {})
+    columns = {
+        column: {word: value for word, value in spec.items() if word not in PRIVACY_WORDS}
+        for column, spec in columns.items()
+    }
     schema = None
     for column, spec in columns.items():
         try:

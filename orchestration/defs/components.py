@@ -50,6 +50,10 @@ class Column(dg.Model, dg.Resolvable):
         None, description="Whether a value may be missing; not by default."
     )
     description: str | None = None
+    privacy: Literal["direct_identifier", "quasi_identifier", "sensitive", "none"] | None = Field(
+        None, description="What it tells of a person; leave out where no person is in the table."
+    )
+    privacy_reason: str | None = Field(None, description="Why it is `none` all the same.")
     equal_to: Any = None
     not_equal_to: Any = None
     greater_than: Any = None
@@ -648,6 +652,7 @@ class EventStreamSource(Source):
                     self.raw_table(table),
                     read=lambda position: event_stream.follow(topic, position, stop=stop.is_set),
                     progress=told,
+                    read_ahead=False,
                 )
             except PassingError as error:
                 say(f"{error}\n  trying again in {wait:g} s")

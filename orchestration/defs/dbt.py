@@ -1,25 +1,38 @@
-"""The dbt project as assets: what stands before the trained models, and what watches after them."""
+"""The dbt project as assets: what stands before the trained models, and what watches after them.
 
+An asset's data version is a hash of its rows in any order, so it stays if they do. Where `build` says which
+models are stale, dbt leaves alone those that nothing changed for; they are not told of as materialised.
+"""
+
+import json
 import shutil
-import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
-from dagster_dbt.asset_utils import default_metadata_from_dbt_resource_props
 from dagster_dbt.compat import DBT_PYTHON_VERSION
-from dagster_dbt.core.dbt_cli_event import EventHistoryMetadata, _build_column_lineage_metadata
 from dagster_dbt.core.dbt_cli_invocation import DbtCliInvocation
 
-from orchestration.build import prepare_manifest
-from orchestration.defs.vocabulary import LINEAGE, column_lineage
+from orchestration.build import DBT, STALE, prepare_manifest
+from orchestration.defs.vocabulary import (
+    column_lineage,
+    described_schema,
+    lineage_from,
+    rows_and_version,
+)
+from orchestration.lineage.query import sources_of
 from orchestration.settings import PROJECT_ROOT, load_settings
-from orchestration.warehouse.connect import connect
+from orchestration.warehouse.connect import connect, transaction
+from orchestration.warehouse.frames import current_snapshot
 
 DBT_PROJECT = DbtProject(project_dir=PROJECT_ROOT / "dbt_project")
 prepare_manifest()
+
+warnings.filterwarnings(
+    "ignore", category=dg.BetaWarning
+)  # data versions of outputs; Dagster is pinned
 
 _MONITORING = "path:models/monitoring"
 
@@ -45,7 +58,7 @@ class Dbt(DbtCliResource):
 
 def dbt_resource() -> Dbt:
     """dbt, as `cd dbt_project && dbt ...` would run it."""
-    return Dbt(project_dir=DBT_PROJECT, dbt_executable=str(Path(sys.executable).parent / "dbt"))
+    return Dbt(project_dir=DBT_PROJECT, dbt_executable=DBT)
 
 
 class _Checks(DagsterDbtTranslator):
@@ -78,7 +91,9 @@ class _Checks(DagsterDbtTranslator):
 
 def _build(context: dg.AssetExecutionContext, dbt: Dbt) -> Iterator[Any]:
     """Run dbt, telling of each model as it is built."""
-    invocation = dbt.cli(BUILD, context=context)
+    stale = context.run.tags.get(STALE)
+    only = ["--vars", json.dumps({"stale": stale.split(",")})] if stale else []
+    invocation = dbt.cli([*BUILD, *only], context=context)
     events = []
     try:
         for event in invocation.stream():
@@ -92,54 +107,64 @@ def _build(context: dg.AssetExecutionContext, dbt: Dbt) -> Iterator[Any]:
 
 
 def _with_table_metadata(invocation: DbtCliInvocation, events: list[Any]) -> Iterator[Any]:
-    """Add row count, columns and column lineage to what was built.
+    """Add data version, snapshot, row count, columns and column lineage to what was built.
 
-    This is what `stream().fetch_row_counts().fetch_column_metadata()` adds, with its own parts. That
-    asks dbt's adapter once per model from threads, while another thread spins: seconds per build.
+    `stream().fetch_row_counts().fetch_column_metadata()` would add the like, but asks dbt's adapter once
+    per model from threads, while another thread spins: seconds per build; and it does not see windows.
     """
-    nodes = {**invocation.manifest["nodes"], **invocation.manifest["sources"]}
-    with connect(load_settings(), read_only=True) as connection:
-        columns: dict[str, dict[str, Any]] = {}
+    nodes = invocation.manifest["nodes"]
+    results = invocation.target_path / "run_results.json"
+    unaffected = {
+        result["unique_id"]
+        for result in (json.loads(results.read_bytes())["results"] if results.exists() else [])
+        if result["adapter_response"].get("_message") == "UNAFFECTED"
+    }
+    with connect(load_settings(), read_only=True) as connection, transaction(connection):
+        snapshot = current_snapshot(connection)
+        columns: dict[str, dict[str, str]] = {}
         for schema, table, column, kind in connection.execute(
             "select schema_name, table_name, column_name, data_type from duckdb_columns()"
             " where database_name = current_database()"
         ).fetchall():
-            relation = f'"lake"."{schema}"."{table}"'
-            columns.setdefault(relation, {})[column] = {"data_type": kind}
+            columns.setdefault(f"{schema}.{table}", {})[column] = kind
         for event in events:
             node = nodes[event.metadata["unique_id"].value] if isinstance(event, dg.Output) else {}
-            relation = node.get("relation_name", "")
+            if node and node["unique_id"] in unaffected:
+                continue
+            relation = f"{node['schema']}.{node['alias']}" if node else ""
             if relation not in columns:
                 yield event
                 continue
-            ((rows,),) = connection.execute(f"select count(*) from {relation}").fetchall()
-            parents = [
-                nodes[parent]["relation_name"]
-                for parent in invocation.manifest["parent_map"][node["unique_id"]]
-                if parent in nodes
-            ]
-            described = {
-                name: {**column, "description": node["columns"].get(name, {}).get("description")}
-                for name, column in columns[relation].items()
-            }
-            lineage = _build_column_lineage_metadata(
-                event_history_metadata=EventHistoryMetadata(
-                    columns=columns[relation],
-                    parents={name: columns[name] for name in parents if name in columns},
-                ),
-                dbt_resource_props=node,
-                manifest=invocation.manifest,
-                dagster_dbt_translator=invocation.dagster_dbt_translator,
-                target_path=invocation.target_path,
-                project=invocation.project,
-            )
-            yield event.with_metadata(
-                {
+            rows, version = rows_and_version(connection, relation)
+            described = {name: said.get("description") for name, said in node["columns"].items()}
+            compiled = invocation.target_path / "compiled" / node["package_name"]
+            lineage = {}
+            if node["resource_type"] == "model":
+                sql = (compiled / node["original_file_path"]).read_text()
+                values = sources_of(sql, columns).values
+                lineage = column_lineage(
+                    lineage_from(
+                        {
+                            column: [
+                                (table.replace(".", "/"), source) for table, source in sorted(of)
+                            ]
+                            for column, of in values.items()
+                        }
+                    )
+                )
+            yield dg.Output(
+                value=event.value,
+                output_name=event.output_name,
+                data_version=version,
+                metadata={
                     **event.metadata,
                     "dagster/row_count": rows,
-                    **default_metadata_from_dbt_resource_props({"columns": described}),
-                    **(column_lineage(lineage[LINEAGE]) if lineage else {}),
-                }
+                    "snapshot": snapshot,
+                    "dagster/column_schema": described_schema(
+                        relation, columns[relation], described
+                    ),
+                    **lineage,
+                },
             )
 
 

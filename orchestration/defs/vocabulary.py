@@ -17,6 +17,7 @@ import dagster as dg
 from orchestration.errors import MendableError, PassingError
 from orchestration.layers import LAYERS
 from orchestration.settings import PROJECT_ROOT, Settings
+from orchestration.warehouse.frames import current_snapshot
 
 if TYPE_CHECKING:
     import duckdb
@@ -72,12 +73,33 @@ def documented_columns(table: str) -> dict[str, str]:
     return {name: column["description"] for name, column in source["columns"].items()}
 
 
+def described_schema(
+    table: str, types: Mapping[str, str], descriptions: Mapping[str, str]
+) -> dg.TableSchema:
+    """The columns of a table `schema.name` as the UI shows them, with what they tell of a person."""
+    tags = column_tags(table)
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, kind, descriptions.get(name), tags=tags.get(name))
+            for name, kind in types.items()
+        ]
+    )
+
+
+def column_tags(table: str) -> dict[str, dict[str, str]]:
+    """Column to its tags in the UI, `privacy` among them, of a table `schema.name`."""
+    from orchestration.warehouse.privacy import tags
+
+    return {column: {"privacy": tag} for column, tag in tags().get(table, {}).items()}
+
+
 def table_schema(contract: pa.DataFrameSchema) -> dg.TableSchema:
     """The columns of a pandera contract, as Dagster shows them: SQL types, descriptions, constraints."""
     from orchestration.landing.checking import sql_types
 
     layer, _, table = str(contract.name).partition(".")
-    descriptions = documented_columns(contract.name if layer in LAYERS else f"raw.{layer}__{table}")
+    table_name = contract.name if layer in LAYERS else f"raw.{layer}__{table}"
+    descriptions = documented_columns(table_name)
     types = sql_types(contract)
     return dg.TableSchema(
         columns=[
@@ -85,6 +107,7 @@ def table_schema(contract: pa.DataFrameSchema) -> dg.TableSchema:
                 name=name,
                 type=types[name],
                 description=column.description or descriptions.get(name),
+                tags=column_tags(table_name).get(name),
                 constraints=dg.TableColumnConstraints(
                     nullable=column.nullable,
                     unique=column.unique,
@@ -96,13 +119,31 @@ def table_schema(contract: pa.DataFrameSchema) -> dg.TableSchema:
     )
 
 
+def rows_and_version(
+    connection: duckdb.DuckDBPyConnection, table: str
+) -> tuple[int, dg.DataVersion]:
+    """How many rows `schema.table` has, and a version that is the same for the same rows in any order.
+
+    It is a sum of DuckDB's own hashes, 0.1 s for a million rows; another version of DuckDB may hash otherwise,
+    and then everything is built once more.
+    """
+    columns = connection.execute(
+        f"select column_name, column_type from (describe {table})"
+    ).fetchall()
+    ((rows, total),) = connection.execute(
+        f"select count(*), sum(hash(t)) from {table} as t"
+    ).fetchall()
+    shape = hashlib.sha256(repr(columns).encode()).hexdigest()[:8]
+    return rows, dg.DataVersion(f"{shape}-{rows}-{total or 0:x}")
+
+
 def table_metadata(
     connection: duckdb.DuckDBPyConnection,
     table: str,
     sources: Mapping[str, Sequence[tuple[str, str]]],
     others: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """Row count, columns and column lineage of a table that Python fills.
+    """Row count, snapshot, columns and column lineage of a table that Python fills.
 
     Args:
         connection: to the warehouse.
@@ -112,12 +153,10 @@ def table_metadata(
     """
     ((rows,),) = connection.execute(f"select count(*) from {table}").fetchall()
     columns = {name: kind for name, kind, *_ in connection.execute(f"describe {table}").fetchall()}
-    descriptions = documented_columns(table)
     return {
         "dagster/row_count": rows,
-        "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(n, kind, descriptions.get(n)) for n, kind in columns.items()]
-        ),
+        "snapshot": current_snapshot(connection),
+        "dagster/column_schema": described_schema(table, columns, documented_columns(table)),
         **column_lineage(lineage_from({name: sources.get(name, others) for name in columns})),
     }
 

@@ -19,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.connectors.event_log import Producer, create_topic, watermarks
+from orchestration.demo.events import fill_topic
 from orchestration.errors import MendableError
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ STREAMED_DAYS = 14
 LABEL_DELAY = timedelta(days=7)
 FILE = "simulated.parquet"
 """What a file in the lake is called, by which what came from it is told from a company's own."""
-_EVENTS_AT_ONCE = 10_000
 _NEAR_AT_ONCE = 200
 
 
@@ -169,11 +168,11 @@ def fill(
         split = payments["transaction_at"].to_numpy().searchsorted(_moment(world.streamed_from))
         added = {"lake": _fill_lake(lake, payments.slice(0, split), progress)}
         streamed = payments.slice(split)
-        for topic, (values, keys, milliseconds) in {
+        for topic, (events, keys, times) in {
             "payments": _payment_events(streamed),
             "fraud_reports": _report_events(streamed, world.ends),
         }.items():
-            added[topic] = _fill_topic(stream, topic, values, keys, milliseconds, progress)
+            added[topic] = fill_topic(stream, topic, events, keys, times, progress)
         return added
     except OSError as error:
         raise MendableError(
@@ -278,15 +277,14 @@ def _fill_lake(lake: Path, payments: pa.Table, progress: Callable[[str], None]) 
     return added
 
 
-_Events = tuple[list[bytes], list[bytes], list[int]]
-"""Values, keys and timestamps (ms)."""
+_Events = tuple["pa.Table", "pa.ChunkedArray", "pa.ChunkedArray"]
+"""Events, their keys and times."""
 
 
 def _payment_events(payments: pa.Table) -> _Events:
-    """The payments as JSON, without what nobody knows yet; the key is the customer."""
+    """The payments, without what nobody knows yet; the key is the customer."""
     fields = ["transaction_id", "transaction_at", "customer_id", "terminal_id", "amount"]
-    times = _milliseconds(payments["transaction_at"])
-    return _json(payments.select(fields)), _texts(payments["customer_id"]), times
+    return payments.select(fields), payments["customer_id"], payments["transaction_at"]
 
 
 def _report_events(payments: pa.Table, ends: date) -> _Events:
@@ -302,56 +300,4 @@ def _report_events(payments: pa.Table, ends: date) -> _Events:
         }
     )
     reports = reports.filter(pc.less(reports["reported_at"], pa.scalar(_moment(ends))))
-    times = _milliseconds(reports["reported_at"])
-    return _json(reports), _texts(reports["transaction_id"]), times
-
-
-def _json(table: pa.Table) -> list[bytes]:
-    """A JSON object per row; numbers and booleans as they are, times with a Z."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    parts: list[object] = []
-    for name in table.column_names:
-        parts.append(f'{"," if parts else "{"}"{name}":')
-        column = table[name]
-        if pa.types.is_timestamp(column.type):
-            column = pc.strftime(column.cast(pa.timestamp("s")), '"%Y-%m-%dT%H:%M:%SZ"')
-        parts.append(column.cast(pa.string()).combine_chunks())
-    joined = pc.binary_join_element_wise(*parts, "}", "")
-    values: list[bytes] = joined.cast(pa.binary()).to_pylist()
-    return values
-
-
-def _texts(column: pa.ChunkedArray) -> list[bytes]:
-    import pyarrow as pa
-
-    values: list[bytes] = column.cast(pa.string()).cast(pa.binary()).to_pylist()
-    return values
-
-
-def _milliseconds(column: pa.ChunkedArray) -> list[int]:
-    import pyarrow as pa
-
-    values: list[int] = column.cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
-    return values
-
-
-def _fill_topic(
-    stream: Path,
-    topic: str,
-    values: list[bytes],
-    keys: list[bytes],
-    milliseconds: list[int],
-    progress: Callable[[str], None],
-) -> int:
-    """Append the events that the topic's one partition does not hold yet."""
-    create_topic(stream, topic)
-    there = watermarks(stream, topic, 0)[1]
-    with Producer(stream, topic) as producer:
-        for first in range(there, len(values), _EVENTS_AT_ONCE):
-            part = slice(first, first + _EVENTS_AT_ONCE)
-            producer.append_batch(values[part], keys[part], milliseconds[part])
-            done = min(first + _EVENTS_AT_ONCE, len(values))
-            progress(f"topic {topic}: {done:,} of {len(values):,} events")
-    return max(len(values) - there, 0)
+    return reports, reports["transaction_id"], reports["reported_at"]

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from orchestration.landing.checking import (
     check,
     sql_types,
 )
+from orchestration.landing.keeping_out import KeepOut
 from orchestration.settings import Settings
 from orchestration.warehouse.connect import connect, transaction, writing
 
@@ -109,6 +110,8 @@ def land(
     table: RawTable,
     read: Callable[[Position], Iterator[Batch]],
     progress: Callable[[str], None] = lambda message: None,
+    *,
+    read_ahead: bool = True,
 ) -> Landed:
     """Read what is new from a source and land it, a transaction at a time.
 
@@ -121,6 +124,7 @@ def land(
         table: the raw table.
         read: the connector: given the last landed position, yields what comes after it.
         progress: told once per transaction.
+        read_ahead: read a batch while the one before it lands; not where the next may never come.
 
     Raises:
         MendableError: the source or its rows are not as the contract says, or another loader
@@ -135,7 +139,7 @@ def land(
         with writing(settings, f"preparing raw.{table.name}"):
             _create_tables(connection, table)
         commits, position = _position(connection, table)
-        batches = iter(read(position))
+        batches = _read_ahead(read(position)) if read_ahead else read(position)
         for batch in batches:
             _transact(settings, connection, table, commits, batch, batches, landed)
             commits += 1
@@ -173,6 +177,23 @@ def land(
         connection.close()
 
 
+def _read_ahead(batches: Iterator[Batch]) -> Generator[Batch]:
+    """The batches, each read while the one before it lands: source and warehouse do not wait in turn.
+
+    At most one is read ahead, which bounds memory. A batch with keys still reads from the source.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            if batch.present_keys is not None:
+                yield batch
+            following = reader.submit(next, batches, None)
+            if batch.present_keys is None:
+                yield batch
+
+
 def _transact(
     settings: Settings,
     connection: duckdb.DuckDBPyConnection,
@@ -192,7 +213,7 @@ def _transact(
     for attempt in range(1, _TRIES + 1):
         try:
             with writing(settings, f"landing raw.{table.name}"), transaction(connection):
-                load = _Load(connection, table, commits, first)
+                load = _Load(settings, connection, table, commits, first)
                 batch = first
                 load.add(batch)
                 while not batch.completes:
@@ -230,7 +251,12 @@ class _Load:
     """One transaction's work on a raw table: between its beginning and its commit."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, table: RawTable, commits: int, first: Batch
+        self,
+        settings: Settings,
+        connection: duckdb.DuckDBPyConnection,
+        table: RawTable,
+        commits: int,
+        first: Batch,
     ) -> None:
         self.connection, self.table, self.commits = connection, table, commits
         self.name = quoted(table.name)
@@ -241,6 +267,7 @@ class _Load:
         self.batch_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.loaded_at = datetime.now(UTC).replace(tzinfo=None)
         self.types = self._types()
+        self.keep_out = KeepOut(settings, connection, f"raw.{table.name}")
         self.rows_in = self.rows_kept = self.rows_quarantined = self.rows_deduplicated = 0
         self.reasons: Counter[str] = Counter()
         self.changes: list[Change] = []
@@ -273,14 +300,16 @@ class _Load:
         else:
             self._set_aside(self.misfit, where, batch)
         if batch.rejected is not None and batch.rejected.num_rows:
-            self._add_bad(batch.rejected, where, batch)
+            self._add_bad(self.keep_out.from_bad(batch.rejected), where, batch)
         if checked is not None:
             self._change(checked)
-            self.rows_in += checked.good.num_rows
-            kept = self._insert_good(checked.good, where, batch)
+            good, forgotten = self.keep_out.from_good(checked.good)
+            self.rows_in += good.num_rows
+            kept = self._insert_good(good, where, batch)
             self.rows_kept += kept
-            self.rows_deduplicated += checked.good.num_rows - kept
-            self._add_bad(checked.bad, where, batch)
+            self.rows_deduplicated += good.num_rows - kept
+            self._add_bad(forgotten, where, batch)
+            self._add_bad(self.keep_out.from_bad(checked.bad), where, batch)
         if batch.present_keys is not None:
             marked = self._mark_deleted(batch.present_keys)
             self.rows_in += marked

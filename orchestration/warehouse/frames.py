@@ -6,11 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.duckdb_session import quoted
 from orchestration.settings import Settings
-from orchestration.warehouse.connect import transaction, writing
+from orchestration.warehouse.connect import ALIAS, transaction, writing
 
 if TYPE_CHECKING:
     import duckdb
     import polars as pl
+
+_CATALOG = f"__ducklake_metadata_{ALIAS}"
+WRITES = f"""
+    select coalesce(s.schema_name || '.' || t.table_name, told.what) as name, told.snapshot_id, told.snapshot_time
+    from (
+        select snapshot_id, snapshot_time, unnest(flatten([
+            changes[change] for change in map_keys(changes)
+            if change not in ('merge_adjacent', 'rewrite_delete', 'inline_flush', 'flushed_inlined')
+        ])) as what
+        from snapshots()
+    ) as told
+    left join {_CATALOG}.ducklake_table as t
+        on told.what = cast(t.table_id as varchar)
+        and told.snapshot_id >= t.begin_snapshot and told.snapshot_id < coalesce(t.end_snapshot, 1e18)
+    left join {_CATALOG}.ducklake_schema as s on t.schema_id = s.schema_id
+"""
+"""Which table was written in which snapshot: created ones are told by their names, changed ones by their numbers.
+
+Files that were merged or rewritten hold the same rows; that is no writing."""
 
 
 def read_frame(
@@ -24,8 +43,9 @@ def read_frame(
 
 def table_exists(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether `schema.table` is in the warehouse."""
+    # duckdb_tables() would count the rows of every table for it: twenty times the time.
     found = connection.execute(
-        "select 1 from duckdb_tables() where database_name = current_database()"
+        "select 1 from duckdb_columns() where database_name = current_database()"
         " and schema_name = ? and table_name = ?",
         [schema, table],
     )

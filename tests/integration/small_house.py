@@ -1,4 +1,4 @@
-"""A small house for integration tests: 150 households, 300 cards, and the command line to build it."""
+"""A small house for integration tests: 150 households, 300 cards, 10 machines, and the command line to build it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestration.command_line import main
+from orchestration.demo import campaign_api, card_payments, plant, retail_db
 from orchestration.demo.card_payments import World
-from orchestration.settings import load_settings
+from orchestration.settings import Settings, load_settings
 from orchestration.warehouse.connect import connect
 from orchestration.warehouse.frames import read_frame
 
@@ -22,13 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 HOUSEHOLDS = 150
 PAYMENTS = World(customers=300, terminals=600, first_date=date(2018, 5, 1), days=70)
+PLANT = plant.World(models=plant.MODELS[2:], machines=10, days=59, minutes=60)
 TOKEN = "a/token+that=must~not-leak"
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "an/AWS+key=that~must-not-leak",
     "PGPASSWORD": "a/catalog+password=that~must-not-leak",
+    "WATERSHED_PRIVACY_KEY": "a/key+of=pseudonyms~must-not-leak",
     "WATERSHED_SHOP_CLIENT_SECRET": "an/OAuth+secret=that~must-not-leak",
 }
-"""Of systems that the house does not have; a build finds them in its environment all the same."""
+"""What a build finds in its environment; most are of systems that the house does not have."""
 
 
 class House:
@@ -41,6 +46,7 @@ class House:
         self.database = folder / "retail.sqlite"
         demo = folder / "data" / "demo"
         self.lake, self.stream = demo / "payments_lake", demo / "payments_stream"
+        self.plant, self.readings = demo / "plant.sqlite", demo / "plant_stream"
         self.settings = load_settings(data_dir=folder / "data")
         self.environment = {
             "WATERSHED_DATA_DIR": str(folder / "data"),
@@ -90,11 +96,12 @@ class House:
             return read_frame(connection, query).rows()
 
     def contents(self) -> dict[str, list[tuple]]:
-        """Every table but landing's own bookkeeping, as its rows and files; each write makes new files."""
+        """Every table but landing's bookkeeping and the alerts: rows, and files, which each write makes anew."""
         with connect(self.settings, read_only=True) as connection:
             tables = connection.execute(
                 "select schema_name, table_name from duckdb_tables()"
                 " where database_name = current_database() and schema_name <> 'landing'"
+                " and (schema_name, table_name) <> ('monitoring', 'alerts')"
             ).fetchall()
             return {
                 f"{schema}.{table}": connection.execute(
@@ -104,6 +111,23 @@ class House:
                 ).fetchall()
                 for schema, table in tables
             }
+
+
+@contextmanager
+def built_house(folder: Path) -> Iterator[House]:
+    """The house, built by one command in a process of its own; `first` is what that said.
+
+    The campaign API answers for as long as it lasts.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(Settings.model_config, "env_file", None)
+        house = House(folder)
+        retail_db.fill(house.database, households=HOUSEHOLDS)
+        card_payments.fill(house.lake, house.stream, PAYMENTS)
+        plant.fill(house.plant, house.readings, PLANT)
+        with campaign_api.running(house.url, TOKEN, households=HOUSEHOLDS):
+            house.first = house.run(BIN / "watershed", "build")
+            yield house
 
 
 def assert_told(result: Result, *parts: str) -> None:

@@ -8,9 +8,9 @@ import sys
 from contextlib import closing
 
 import pytest
-from small_house import assert_told
 
 from orchestration.demo import dataset
+from tests.integration.small_house import assert_told
 
 
 @pytest.fixture
@@ -100,6 +100,6 @@ def test_a_second_build_while_one_runs_is_refused(house, held_elsewhere):
 
 @pytest.mark.usefixtures("untouched")
 def test_a_build_waits_for_another_writer_and_then_says_so(house, held_elsewhere):
-    held_elsewhere(house.settings.catalog_file.with_suffix(".lock"))
+    held_elsewhere(house.settings.catalog_file.with_suffix(".builder.lock"))
     result = house.watershed("build", WATERSHED_LOCK_TIMEOUT_SECONDS="0.2")
     assert_told(result, "was still after 0.2 s", "wait until it has finished")

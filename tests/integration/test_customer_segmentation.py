@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 
-from small_house import BIN, HOUSEHOLDS, ROOT, assert_told
+from tests.integration.small_house import BIN, HOUSEHOLDS, ROOT, assert_told
 
 
 def test_source_to_segments_in_one_command(house):
@@ -40,7 +40,7 @@ def test_every_prediction_names_the_trained_model_that_made_it(house):
         """
         select count(*) from predictions.customer_segments as p
         anti join trained_models.customer_segmentation as m
-            on p.model_version = m.model_version and p.as_of_at = m.as_of_at
+            on p.model_version = m.model_version and p.as_of_at >= m.as_of_at
         """
     ) == [(0,)]
 

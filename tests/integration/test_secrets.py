@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import duckdb
 import pytest
-from small_house import BIN, ROOT, SECRETS, TOKEN
 
 from orchestration.connectors.event_stream import EventTopic
 from orchestration.connectors.http_client import ClientCredentials
@@ -26,6 +25,7 @@ from orchestration.contracts import raw
 from orchestration.duckdb_session import quoted
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
+from tests.integration.small_house import BIN, ROOT, SECRETS, TOKEN
 
 CLOSED = "127.0.0.1:1"
 REFUSED_TOKEN = "r3fused/token+of=the~API"
@@ -96,7 +96,7 @@ def sqlite_values(path: Path) -> Iterator[bytes]:
                     if not isinstance(value, bytes):
                         continue
                     yield value
-                    if value[:1] == b"\x78":
+                    if value[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
                         yield zlib.decompress(value)
 
 

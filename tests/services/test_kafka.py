@@ -233,6 +233,13 @@ def test_aborted_transactions_are_not_read_and_open_ones_are_waited_for(topic):
     assert drained(topic, position)[0] == [7, 8]
 
 
-def test_a_topic_that_is_not_there_is_told():
+def test_a_topic_that_nobody_has_made_yet_is_empty_and_one_that_is_gone_is_told(admin):
+    topic = f"t-{uuid.uuid4().hex}"
+    (batch,) = read(source_of(topic), {})
+    assert (batch.rows.num_rows, batch.position) == (0, {})
+    assert batch.where == f"topic {topic} is not there yet"
     with pytest.raises(MendableError, match="other topics"):
-        drained("no-such-topic", {})
+        drained(topic, {"0": 5})
+    create(admin, topic)
+    produce(topic, orders([1]))
+    assert drained(topic, batch.position)[0] == [1]

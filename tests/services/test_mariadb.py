@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import pymysql
 import pytest
-from test_postgresql import frame_of, land_table
 
 from orchestration.connectors import SOURCE_POSITION, relational
 from orchestration.connectors.relational import RelationalTable, read
 from orchestration.contracts.raw import build_contract
 from orchestration.errors import MendableError, SourceUnavailableError
+from tests.services.test_postgresql import frame_of, land_table
 
 LONGEST = Decimal("-" + "9" * 35 + "." + "9" * 30)
 

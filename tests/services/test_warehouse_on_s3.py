@@ -12,6 +12,9 @@ from orchestration.errors import MendableError
 from orchestration.landing.land import RawTable, land
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
+from orchestration.warehouse.masked import share, write_down
+from orchestration.warehouse.privacy import DIRECT
+from orchestration.warehouse.releases import release
 
 TABLE = RawTable(
     "shop__sales",
@@ -48,3 +51,21 @@ def test_a_store_that_refuses_is_named_and_the_secret_is_not(on_s3, monkeypatch)
     with pytest.raises(MendableError, match=r"the lake at s3://") as caught:
         load(on_s3)
     assert "not-the-secret" not in str(caught.value)
+
+
+def test_what_is_masked_is_shared_in_a_bucket_of_the_others(settings, s3_bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_bucket.endpoint}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_bucket.key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_bucket.secret)
+    shared = load_settings(
+        masked_lake_path=f"s3://{s3_bucket.name}/masked/", privacy_key="of-sixteen-letters-or-more"
+    )
+    with connect(shared) as connection:
+        connection.execute("create schema features")
+        connection.execute("create table features.sales as select range as card_id from range(50)")
+        write_down(connection, shared, {"features.sales": {"card_id": DIRECT}})
+        release(connection, shared, checks_passed=1, checks_warned=0)
+        attach = share(connection, shared)[1]
+        connection.execute(attach.replace("as lake", "as others"))
+        rows = connection.execute("select distinct length(card_id) from others.published.sales")
+        assert rows.fetchall() == [(32,)]

@@ -71,3 +71,26 @@ def test_without_card_payments_there_is_nothing_to_say_of_fraud(settings):
             "create table intermediate.int_payments__merged as select 1 as x where false"
         )
     assert "fraud detection" not in told(settings, Built())
+
+
+def test_machines_are_counted_as_far_as_they_have_come(settings):
+    with connect(settings) as connection:
+        connection.execute("create schema staging")
+        connection.execute("create table staging.stg_plant_db__machines as from range(24)")
+        connection.execute("create table staging.stg_plant_stream__readings as from range(1234)")
+        connection.execute("create schema predictions")
+        connection.execute(
+            "create table predictions.machine_warnings as"
+            " from (values ('opened'), ('acknowledged'), ('closed')) as warnings (state)"
+        )
+    text = told(settings, Built())
+    (counts,) = (line.split() for line in text.splitlines() if line.startswith("machines"))
+    assert counts == ["machines", "24", "1,234", "2"]
+
+
+def test_without_machines_there_is_nothing_to_say_of_maintenance(settings):
+    with connect(settings) as connection:
+        connection.execute(
+            "create schema staging; create table staging.stg_plant_db__machines as from range(0)"
+        )
+    assert "maintenance" not in told(settings, Built())

@@ -3,6 +3,7 @@ with month_sales as (
     select
         p.as_of_at,
         p.segment_name,
+        p.model_version,
         count(distinct p.household_id) as households_count,
         cast(coalesce(sum(b.sales_usd), 0) as decimal(14, 2)) as revenue_usd
     from {{ source('predictions', 'customer_segments') }} as p
@@ -11,7 +12,7 @@ with month_sales as (
             p.household_id = b.household_id
             and p.as_of_at > b.transacted_at
             and p.as_of_at - interval 1 month <= b.transacted_at
-    group by p.as_of_at, p.segment_name
+    group by p.as_of_at, p.segment_name, p.model_version
 ),
 
 totals as (
@@ -31,8 +32,8 @@ select
     m.revenue_usd,
     cast(m.revenue_usd as double) / nullif(cast(t.revenue_usd as double), 0) as revenue_share,
     s.description,
-    s.model_version
+    m.model_version
 from month_sales as m
 inner join totals as t on m.as_of_at = t.as_of_at
 left join {{ source('trained_models', 'customer_segmentation__segments') }} as s
-    on m.as_of_at = s.as_of_at and m.segment_name = s.segment_name
+    on m.model_version = s.model_version and m.segment_name = s.segment_name

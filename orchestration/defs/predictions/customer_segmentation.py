@@ -1,6 +1,8 @@
 """The predictions of customer segmentation: each household's segment as of each month's end."""
 
 from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -9,10 +11,10 @@ from orchestration.defs.trained_models.customer_segmentation import (
     COMMON,
     MODEL,
     TRAINING_SET,
-    segments_before,
     stored_model,
     training_frame,
 )
+from orchestration.defs.trained_models.decisions import model_of
 from orchestration.defs.vocabulary import (
     broken_promises,
     column_lineage,
@@ -24,15 +26,21 @@ from orchestration.defs.vocabulary import (
     table_schema,
 )
 from orchestration.errors import MendableError
-from orchestration.settings import load_settings
+from orchestration.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
 
 PREDICTIONS = dg.AssetKey(["predictions", "customer_segments"])
+PARTITIONS = segmented_months(load_settings())
+DECISIONS = dg.AssetKey(["trained_models", "customer_segmentation__decisions"])
 
 
 @dg.asset(
     key=PREDICTIONS,
-    deps=[MODEL, TRAINING_SET.split("/")],
-    partitions_def=segmented_months(load_settings()),
+    deps=[MODEL, DECISIONS, TRAINING_SET.split("/")],
+    partitions_def=PARTITIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     description="Each household's segment as of a month's end, how sure the model is, and which"
     " model version said so.",
@@ -52,7 +60,7 @@ PREDICTIONS = dg.AssetKey(["predictions", "customer_segments"])
 def customer_segments(
     context: dg.AssetExecutionContext,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
-    """Score each month with that month's model; a frame that breaks its contract is not written."""
+    """Score each month with the model in force for it; a frame that breaks its contract is not written."""
     from orchestration.contracts.customer_segmentation import SEGMENTS
     from orchestration.learning.customer_segmentation import FEATURES, predict
     from orchestration.learning.customer_segmentation_plots import draw_migration
@@ -62,10 +70,17 @@ def customer_segments(
     settings = load_settings()
     with raise_as_failure(), connect(settings) as connection:
         archetypes = read_frame(connection, f"from {ARCHETYPES.replace('/', '.')}")
-        previous = segments_before(connection, month_end(min(context.partition_keys)))
+        months = [month_end(key) for key in PARTITIONS.get_partition_keys()]
+        in_force = _in_force(connection, settings, months)
+        previous = _scored_before(connection, month_end(min(context.partition_keys)))
         for month in sorted(context.partition_keys):
             as_of_at = month_end(month)
-            model = stored_model(connection, as_of_at)
+            version = in_force.get(as_of_at)
+            model = (
+                model_of(connection, settings, "customer_segmentation", version)
+                if version
+                else stored_model(connection, as_of_at)
+            )
             if model is None:
                 raise MendableError(
                     f"the trained model of {month}",
@@ -140,3 +155,42 @@ def customer_segments(
                 ),
             }
         )
+
+
+def _in_force(
+    connection: "duckdb.DuckDBPyConnection", settings: Settings, months: list[datetime]
+) -> dict[datetime, str]:
+    """The version in force for each month: what was decided on by then; for the newest, what is so now."""
+    from orchestration.registry import decisions
+
+    moves = [
+        one
+        for one in decisions.read(connection, "customer_segmentation")
+        if one.action in decisions.MOVES
+    ]
+    found = {}
+    for month in months:
+        by_then = [one.champion_after for one in moves if one.as_of_at <= month]
+        if by_then:
+            found[month] = by_then[-1]
+    now = decisions.in_force(connection, settings, "customer_segmentation").get("")
+    if months and now and moves:
+        found[months[-1]] = now
+    return found
+
+
+def _scored_before(
+    connection: "duckdb.DuckDBPyConnection", as_of_at: datetime
+) -> "pl.DataFrame | None":
+    """The segments of the month before, as they were published."""
+    from orchestration.warehouse.frames import read_frame, table_exists
+
+    if not table_exists(connection, *PREDICTIONS.path):
+        return None
+    month_before = datetime(as_of_at.year - (as_of_at.month == 1), (as_of_at.month - 2) % 12 + 1, 1)
+    rows = read_frame(
+        connection,
+        f"from {'.'.join(PREDICTIONS.path)} where as_of_at = ? order by household_id",
+        [month_before],
+    )
+    return None if rows.is_empty() else rows

@@ -373,3 +373,30 @@ def test_an_offset_beyond_the_end_is_a_gap(folder):
         with pytest.raises(Gap) as caught:
             Reader(folder, TOPIC, 0, offset).read()
         assert (caught.value.expected, caught.value.available) == (offset, 0)
+
+
+def test_what_is_erased_leaves_its_offset_and_every_other_event_as_it_was(tmp_path):
+    from orchestration.connectors.event_log import erase
+
+    create_topic(tmp_path, "paid", 2)
+    with Producer(tmp_path, "paid", segment_bytes=200) as producer:
+        for number in range(60):
+            value = b'{"customer_id": %d}' % (number % 7)
+            producer.append_batch([value, value], [b"a", b"k%d" % number], [number, number])
+    before = _all_of(tmp_path)
+    gone = b'{"customer_id": 3}'
+    assert erase(tmp_path, "paid", lambda value: value == gone) == 18
+    after = _all_of(tmp_path)
+    assert after == [e._replace(key=None, value=None) if e.value == gone else e for e in before]
+    assert erase(tmp_path, "paid", lambda value: value == gone) == 0
+    assert not any(gone in file.read_bytes() for file in tmp_path.rglob("*.log"))
+
+
+def _all_of(folder):
+    found = []
+    for partition in range(2):
+        reader = Reader(folder, "paid", partition, 0)
+        while slices := reader.read():
+            found += events_of("paid", slices)
+        reader.close()
+    return found

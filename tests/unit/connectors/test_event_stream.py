@@ -350,9 +350,23 @@ def test_events_may_be_avro(folder, tmp_path):
     assert batch.rejected[SOURCE_POSITION].to_pylist() == ["orders/0/1"]
 
 
-def test_a_topic_that_is_not_there_is_told_with_those_that_are(folder):
-    with pytest.raises(MendableError, match="orders"):
-        list(read(replace(topic_in(folder), topic="payments"), {}))
+def test_a_topic_that_nobody_has_made_yet_is_empty_and_says_so(tmp_path):
+    create_topic(tmp_path, "payments")
+    (batch,) = read(topic_in(tmp_path), {})
+    assert (batch.rows.num_rows, batch.position) == (0, {})
+    assert batch.where == "topic orders is not there yet"
+    create_topic(tmp_path, "orders")
+    produce(tmp_path, [1, 2])
+    assert numbers_in(read(topic_in(tmp_path), batch.position)) == [1, 2]
+
+
+def test_a_topic_that_is_gone_is_told_with_those_that_are_there(folder):
+    gone = replace(topic_in(folder), topic="payments")
+    for events in (read(gone, {"0": 5}), follow(gone, {}, stop=lambda: False)):
+        with pytest.raises(MendableError, match="a folder with orders"):
+            list(events)
+    with pytest.raises(MendableError, match="no topics"):
+        list(read(topic_in(folder / "elsewhere"), {}))
 
 
 def test_a_decoding_that_there_is_not_is_told(folder):

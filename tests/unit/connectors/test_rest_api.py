@@ -20,7 +20,15 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from faulty_api import (
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from requests import Request
+
+from orchestration.connectors import Span, Whole, http_client, rest_api, rest_pages
+from orchestration.connectors.http_client import RETRIES, ClientCredentials
+from orchestration.connectors.rest_api import Pagination, RestEndpoint, read
+from orchestration.errors import MendableError, SourceUnavailableError
+from tests.faulty_api import (
     CLIENT_SECRET,
     TOKEN,
     FaultyApi,
@@ -31,14 +39,6 @@ from faulty_api import (
     serving,
     stalling,
 )
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
-from requests import Request
-
-from orchestration.connectors import Span, Whole, http_client, rest_api, rest_pages
-from orchestration.connectors.http_client import RETRIES, ClientCredentials
-from orchestration.connectors.rest_api import Pagination, RestEndpoint, read
-from orchestration.errors import MendableError, SourceUnavailableError
 
 KINDS = ("page_number", "offset", "cursor", "link_header", "next_url")
 WEEKS = {

@@ -97,3 +97,10 @@ def test_a_mistake_is_found_on_its_line():
 def test_a_table_that_nobody_described_is_named():
     with pytest.raises(LookupError, match=r"nobody\.nothing"):
         contract_of("nobody", "nothing")
+
+
+def test_what_a_column_tells_of_persons_leaves_the_contract_as_it_was():
+    plain = build_contract("a.b", {"id": {"dtype": "Int64"}})
+    tagged = build_contract("a.b", {"id": {"dtype": "Int64", "privacy": "direct_identifier"}})
+    assert version_of(plain) == version_of(tagged)
+    assert plain.columns == tagged.columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import dagster as dg  # noqa: TID251
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
@@ -50,6 +51,15 @@ def write(frame: pl.DataFrame) -> None:
             connection, load_settings(), {"training_sets.train_fraud_detection": frame},
             where="transaction_id", equals=-1,
         )  # fmt: skip
+        investigate(connection, 100)
+
+
+def investigate(connection: duckdb.DuckDBPyConnection, *cards_per_day: int) -> None:
+    connection.execute("create schema if not exists seeds")
+    connection.execute("create or replace table seeds.fraud_investigation (cards_per_day bigint)")
+    connection.executemany(
+        "insert into seeds.fraud_investigation values (?)", [[n] for n in cards_per_day]
+    )
 
 
 def build() -> tuple[int, pl.DataFrame, pl.DataFrame]:
@@ -97,6 +107,13 @@ def test_a_week_is_trained_once_and_again_only_when_its_rows_change():
     trained, changed_models, _ = build()
     assert trained == 2  # the last training week; the week that is tested on it keeps its models
     assert set(changed_models["model_version"]) & set(models["model_version"])
+
+    with connect(load_settings()) as connection:
+        investigate(connection, 10)
+    trained, other, _ = build()
+    assert trained == changed_models.height
+    assert set(other["capacity_per_day"]) == {10}
+    assert (other["alert_threshold"] >= changed_models["alert_threshold"]).all()
 
     write(frame.head(0))
     trained, none, backtest = build()

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from orchestration.connectors import event_log
-from orchestration.demo import card_payments
+from orchestration.demo import card_payments, events
 from orchestration.demo.card_payments import World, fill, simulate
 from orchestration.errors import MendableError
 from orchestration.settings import load_settings
@@ -175,7 +175,7 @@ def test_events_carry_the_time_of_the_event_and_the_customer(tmp_path):
 def test_a_second_fill_adds_nothing_and_a_broken_off_one_is_completed(tmp_path, monkeypatch):
     lake, stream, whole = tmp_path / "lake", tmp_path / "stream", tmp_path / "whole"
     expected = fill(whole / "lake", whole / "stream", SMALL)
-    monkeypatch.setattr(card_payments, "_EVENTS_AT_ONCE", 1_000)
+    monkeypatch.setattr(events, "EVENTS_AT_ONCE", 1_000)
 
     def break_off(message):
         if "2,000" in message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from orchestration.connectors import SOURCE_POSITION, Batch, Whole, rejected_rows
 from orchestration.contracts.raw import build_contract
 from orchestration.errors import MendableError
+from orchestration.landing import land as landing
 from orchestration.landing.checking import check
 from orchestration.landing.land import RawTable, land
 from orchestration.settings import load_settings
@@ -143,6 +145,40 @@ def test_a_source_that_breaks_off_keeps_the_batches_committed_before(settings):
     assert rows_of(settings, "select source_position from landing.positions") == [
         ('{"cursor": "1"}',)
     ]
+
+
+def test_a_batch_is_read_while_the_one_before_it_lands(settings, monkeypatch):
+    second_is_read = threading.Event()
+    check_rows = landing.check
+
+    def check(*arguments, **options):
+        assert second_is_read.wait(10)
+        return check_rows(*arguments, **options)
+
+    def read(position):
+        yield batch([row(1)], cursor="1")
+        second_is_read.set()
+        yield batch([row(2)], cursor="2")
+
+    monkeypatch.setattr(landing, "check", check)
+    assert land(settings, GROWING, read).rows_kept == 2
+
+
+def test_nothing_is_read_after_keys_that_have_not_landed(settings):
+    order = []
+
+    def keys():
+        yield arrow.RecordBatch.from_pydict({"id": [1]})
+        order.append("keys")
+
+    def read(position):
+        yield batch([row(1)], cursor="1")
+        reader = arrow.RecordBatchReader.from_batches(arrow.schema([("id", arrow.int64())]), keys())
+        yield replace(batch([], cursor="1"), present_keys=reader)
+        order.append("closed")
+
+    land(settings, WATCHED, read)
+    assert order == ["keys", "closed"]
 
 
 def test_a_replaced_table_is_as_it_was_when_its_load_breaks_off(settings):
@@ -630,3 +666,32 @@ def test_rows_in_is_kept_plus_quarantined_plus_deduplicated_and_replays_change_n
     assert (again.rows_kept, again.rows_quarantined) == (0, 0)
     assert (again.rows_total, again.data_version) == (landed.rows_total, landed.data_version)
     assert frame_of(settings, "from quarantine.shop__sales").height == landed.rows_quarantined
+
+
+def test_who_was_forgotten_is_set_aside_when_the_source_sends_them_again(tmp_path):
+    from orchestration.warehouse.erasure import Person, forget
+
+    settings = load_settings(data_dir=tmp_path / "data", privacy_key="a key of some length")
+    sent = [row(1), row(2), row(3, amount="no number"), row(2, amount="no number", day=2)]
+    land(settings, REPLACED, lambda position: iter([batch(sent, step=1)]))
+    what = forget(settings, Person("id", "2"))
+    assert {table: rows for table, (rows, _) in what.tables.items()} == {
+        "raw.shop__sales": 1,
+        "quarantine.shop__sales": 1,
+    }
+    again = land(settings, REPLACED, lambda position: iter([batch([*sent, row(22)], step=2)]))
+    assert again.reasons["forgotten"] == 2
+    assert again.rows_in == 5 == again.rows_kept + again.rows_quarantined + again.rows_deduplicated
+    with connect(settings, read_only=True) as connection:
+        ids = connection.execute("select id from raw.shop__sales order by 1").fetchall()
+        told = connection.execute(
+            "select payload from quarantine.shop__sales where reason = 'forgotten'"
+        ).fetchall()
+    assert ids == [(1,), (22,)]
+    assert set(told) == {(None,)}
+    with pytest.raises(MendableError, match="WATERSHED_PRIVACY_KEY"):
+        land(
+            load_settings(data_dir=tmp_path / "data"),
+            REPLACED,
+            lambda position: iter([batch(sent, step=3)]),
+        )

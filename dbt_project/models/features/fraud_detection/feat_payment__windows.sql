@@ -8,12 +8,13 @@ with payments as (
         customer_id,
         terminal_id,
         amount,
-        cast(amount * 100 as bigint) as amount_cents
+        -- whole numbers are exact in a double, as are their sums up to 2^53
+        cast(amount * 100 as double) as amount_cents
     from {{ ref('int_payments__merged') }}
 ),
 
 -- Customers: their payments in (t - N days, t]. The range takes in all payments made at t; those of them with a
--- larger transaction_id come after this one and are taken off again.
+-- larger transaction_id come after this one and are taken off at the end.
 -- Terminals: their payments in (t - delay - N days, t - delay] are those of the last delay + N days less those of the
 -- last delay days.
 payment_windows as (
@@ -24,9 +25,8 @@ payment_windows as (
         terminal_id,
         amount,
         {% for days in windows %}
-            count(*) over customer_{{ days }}d - count(*) over later_at_t as customer_count_{{ days }}d,
-            sum(amount_cents) over customer_{{ days }}d
-            - coalesce(sum(amount_cents) over later_at_t, 0) as customer_cents_{{ days }}d,
+            count(*) over customer_{{ days }}d as customer_count_{{ days }}d,
+            sum(amount_cents) over customer_{{ days }}d as customer_cents_{{ days }}d,
             count(*) over terminal_{{ delay + days }}d
             - count(*) over terminal_{{ delay }}d as terminal_count_{{ days }}d,
         {% endfor %}
@@ -38,16 +38,38 @@ payment_windows as (
                 partition by customer_id
                 order by {{ microseconds('transaction_at') }} {{ range_of_days(days) }}
             ),
-        {% endfor %}
-        {% for days in [0] + windows %}
             terminal_{{ delay + days }}d as (
                 partition by terminal_id
                 order by {{ microseconds('transaction_at') }} {{ range_of_days(delay + days) }}
             ),
         {% endfor %}
-        later_at_t as (
-            partition by customer_id, transaction_at
-            order by transaction_id
+        terminal_{{ delay }}d as (
+            partition by terminal_id
+            order by {{ microseconds('transaction_at') }} {{ range_of_days(delay) }}
+        )
+),
+
+-- Few instants have several payments of a customer, so only those are put in order.
+shared_instants as (
+    select
+        customer_id,
+        transaction_at
+    from payments
+    group by customer_id, transaction_at
+    having count(*) > 1
+),
+
+later_at_t as (
+    select
+        p.transaction_id,
+        count(*) over later as payments_count,
+        coalesce(sum(p.amount_cents) over later, 0) as amount_cents
+    from payments as p
+    inner join shared_instants as s on p.customer_id = s.customer_id and p.transaction_at = s.transaction_at
+    window
+        later as (
+            partition by p.customer_id, p.transaction_at
+            order by p.transaction_id
             rows between 1 following and unbounded following
         )
 ),
@@ -142,11 +164,11 @@ select
     p.terminal_id,
     p.amount,
     {% for days in windows %}
-        p.customer_count_{{ days }}d as customer_payments_count_{{ days }}d,
+        p.customer_count_{{ days }}d - coalesce(t.payments_count, 0) as customer_payments_count_{{ days }}d,
     {% endfor %}
     {% for days in windows %}
-        cast(p.customer_cents_{{ days }}d as double)
-        / p.customer_count_{{ days }}d / 100 as customer_amount_avg_{{ days }}d,
+        (p.customer_cents_{{ days }}d - coalesce(t.amount_cents, 0))
+        / customer_payments_count_{{ days }}d / 100 as customer_amount_avg_{{ days }}d,
     {% endfor %}
     {% for days in windows %}
         p.terminal_count_{{ days }}d as terminal_payments_count_{{ days }}d,
@@ -159,5 +181,6 @@ select
     {{ is_weekend('p.transaction_at') }} as is_weekend,
     extract(hour from p.transaction_at) <= 6 as is_night
 from payment_windows as p
+left join later_at_t as t on p.transaction_id = t.transaction_id
 left join last_changes as l on p.transaction_id = l.transaction_id
 left join fraud_counts as f on p.terminal_id = f.terminal_id and l.changed_at = f.changed_at
