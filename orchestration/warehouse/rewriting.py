@@ -437,58 +437,72 @@ class Removal:
             "create or replace temp table bounds"
             " (table_id bigint, column_id bigint, low varchar, high varchar, is_told boolean)"
         )
-        kinds = dict(
-            self._rows(
-                "select column_type, list(distinct (table_id, column_id)) from"
-                f" {{c}}.ducklake_column where {ours} group by 1"
-            )
+        self.cursor.execute(
+            f"""
+            create or replace temp table kinds as
+            select table_id, column_id, arg_max(column_type, begin_snapshot) as kind
+            from {CATALOG}.ducklake_column where {ours} group by 1, 2
+            """
         )
-        for kind in kinds:
-            if kind == "boolean" or kind in ("list", "struct", "map"):
-                continue  # two values tell of nobody; what is nested has bounds of its own
+        # Two values tell of nobody, and what is nested has bounds of its own.
+        for kind, of_kind in self._rows(
+            "select kind, list([table_id, column_id]) from kinds"
+            " where kind not in ('boolean', 'list', 'struct', 'map') group by 1"
+        ):
             to = sql_type(kind)
+            known = f"(table_id, column_id) in (select (table_id, column_id) from kinds where kind = {literal(kind)})"
             parts = [
                 f"""
                 select table_id, column_id, try_cast(min_value as {to}) as low,
                     try_cast(max_value as {to}) as high,
                     min_value is not null or coalesce(null_count >= value_count, false) as is_told
-                from {{c}}.ducklake_file_column_stats
-                where {ours} and (table_id, column_id) in (
-                    select (table_id, column_id) from {{c}}.ducklake_column
-                    where column_type = {literal(kind)} and {ours}
-                )
-                """
+                from {{c}}.ducklake_file_column_stats where {known}
+                """,
+                # also where no row is left
+                "select table_id, column_id, null, null, null from {c}.ducklake_table_column_stats"
+                f" where {known}",
             ]
             for table in tables & self._inlined.keys():
-                columns = {name: n for n, name in self._ever_named(table)}
-                of_kind = {n for t, n in self._pairs(kinds[kind]) if t == table}
+                numbers = {name: n for n, name in self._ever_named(table)}
+                ours_of_kind = {n for t, n in of_kind if t == table}
                 for stored in self._inlined[table]:
-                    for name, *_ in self._rows(f"describe {{c}}.{quoted(stored)}"):
-                        if columns.get(name) in of_kind:
-                            value = f"try_cast({quoted(name)} as {to})"
-                            parts.append(
-                                f"select {table}, {columns[name]}, min({value}), max({value}), true"
-                                f" from {{c}}.{quoted(stored)} having count(*) > 0"
-                            )
+                    named = {
+                        numbers[name]: name
+                        for name, *_ in self._rows(f"describe {{c}}.{quoted(stored)}")
+                        if name in numbers and kind != "blob"
+                    }
+                    for number in ours_of_kind:
+                        told = "null, null, false"  # of what is nested, or not kept as text
+                        if number in named:
+                            value = f"try_cast({quoted(named[number])} as {to})"
+                            told = f"min({value}), max({value}), true"
+                        parts.append(
+                            f"select {table}, {number}, {told}"
+                            f" from {{c}}.{quoted(stored)} having count(*) > 0"
+                        )
             self._rows(
                 "insert into bounds select table_id, column_id, min(low)::varchar,"
                 f" max(high)::varchar, bool_and(is_told) from ({' union all '.join(parts)})"
                 " group by 1, 2"
             )
+        # Without a row, or where a file does not tell, there are no bounds.
         for table, column, low, high in self._rows(
-            "select b.table_id, b.column_id, low, high from bounds as b"
-            " join {c}.ducklake_table_column_stats as s using (table_id, column_id)"
-            " where is_told and (low is distinct from s.min_value or high is distinct from s.max_value)"
+            """
+            from (
+                select table_id, column_id, case when is_told then low end as low,
+                    case when is_told then high end as high
+                from bounds
+            )
+            join {c}.ducklake_table_column_stats as s using (table_id, column_id)
+            select table_id, column_id, low, high
+            where low is distinct from s.min_value or high is distinct from s.max_value
+            """
         ):
             self.cursor.execute(
                 f"update {CATALOG}.ducklake_table_column_stats set min_value = ?, max_value = ?"
                 f" where table_id = {table} and column_id = {column}",
                 [low, high],
             )
-
-    @staticmethod
-    def _pairs(told: Sequence[Any]) -> list[tuple[int, int]]:
-        return [tuple(one.values()) if isinstance(one, dict) else tuple(one) for one in told]
 
     def _swap_inlined(self, files: Mapping[int, int]) -> dict[int, int]:
         """Remove inlined rows, and move inlined deletions; per table how many rows go in all."""

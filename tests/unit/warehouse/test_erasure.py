@@ -205,3 +205,32 @@ def test_killed_at_any_moment_the_same_command_ends_it_and_nobody_else_is_lost(h
     with connect(house, read_only=True) as connection:
         for one in releases(connection):
             assert all(told == now for _, told, now in verify(connection, one.name))
+
+
+def test_the_bounds_of_a_table_that_held_nobody_else_say_nothing_of_the_person(settings):
+    """Once as a file, once small enough for the catalog, once in a table that is dropped since."""
+    words = "the-only-words-of-this-person"
+    person = f"select {ID} as customer_id, '{words}' as note, {{'inner': '{words}'}} as nested"
+    with connect(settings) as connection:
+        connection.execute("create schema staging")
+        connection.execute(
+            f"create table staging.stg_calls as {person}, range as n from range(500)"
+        )
+        connection.execute(f"create table staging.stg_letters as {person}")
+        connection.execute(f"create table staging.stg_gone as {person}, range as n from range(500)")
+        connection.execute("drop table staging.stg_gone")
+    forget(settings, WHO)
+    held = settings.catalog_file.read_bytes()
+    assert str(ID).encode() not in held
+    assert words.encode() not in held
+    with connect(settings) as connection:  # and what comes later is found by its own bounds
+        connection.execute("insert into staging.stg_calls select 5, 'mild', {'inner': 'zebra'}, 9")
+        connection.execute(
+            "insert into staging.stg_letters select range, 'mild', {'inner': 'zebra'}"
+            " from range(300)"
+        )
+        for table in ("stg_calls", "stg_letters"):
+            assert connection.execute(
+                f"select note, nested.inner from staging.{table} where customer_id = 5"
+                " and note = 'mild' and nested.inner = 'zebra'"
+            ).fetchall() == [("mild", "zebra")]
