@@ -14,19 +14,19 @@ from __future__ import annotations
 import getpass
 import hashlib
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestration.duckdb_session import literal, quoted
-from orchestration.errors import MendableError, WarehouseBusyError
+from orchestration.errors import MendableError
 from orchestration.settings import Settings
 from orchestration.warehouse.connect import ALIAS, connect, transaction, writing
 from orchestration.warehouse.frames import table_exists
 from orchestration.warehouse.releases import RELEASED_LAYERS, content_hash, find, releases
 from orchestration.warehouse.rewriting import CATALOG, Removal, Wanted, catalog_of, sql_type
+from orchestration.warehouse.scrubbing import delete_files, scrub_catalog
 
 if TYPE_CHECKING:
     import duckdb
@@ -147,8 +147,8 @@ def forget(
                     removal.remove(erasure)
             _settle(connection)
             say("deleting the old files ...")
-            _clean_up(connection, settings)
-    _scrub(settings)
+            delete_files(connection, settings)
+    scrub_catalog(settings)
     return what
 
 
@@ -456,38 +456,6 @@ def _settle(connection: duckdb.DuckDBPyConnection) -> None:
                     """
                 )
             connection.execute(f"update releases.receipts set is_done = true where {ours}")
-
-
-def _clean_up(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Delete the files that nothing refers to; of a shared catalog only those that no writer may be at."""
-    connection.execute(
-        f"call ducklake_cleanup_old_files('{ALIAS}', cleanup_all => true)"
-    ).fetchall()
-    which = (
-        "cleanup_all => true"
-        if settings.catalog_file is not None
-        else "older_than => now() - interval 1 day"
-    )
-    connection.execute(f"call ducklake_delete_orphaned_files('{ALIAS}', {which})").fetchall()
-
-
-def _scrub(settings: Settings) -> None:
-    """Write the embedded catalog's file anew, so that its free pages and its log hold nothing."""
-    if settings.catalog_file is None:
-        return
-    with sqlite3.connect(settings.catalog_file, timeout=settings.lock_timeout_seconds) as catalog:
-        catalog.isolation_level = None
-        catalog.execute("pragma secure_delete = on")
-        catalog.execute("vacuum")
-        busy, *_ = catalog.execute("pragma wal_checkpoint(truncate)").fetchone()
-    catalog.close()
-    if busy:
-        raise WarehouseBusyError(
-            f"the catalog's log beside {settings.catalog_file}",
-            expected="to be emptied",
-            arrived="somebody is reading the warehouse; the person's rows are gone from every snapshot",
-            mend="close what reads (make ui, a shell) and run the command again: it ends this",
-        )
 
 
 def as_text(what: Forgotten, dry_run: bool) -> str:

@@ -31,6 +31,10 @@ def settings():
 
 @pytest.fixture
 def house(settings):
+    return fill(settings)
+
+
+def fill(settings):
     """Raw rows, rows set aside, and three releases, of which the first does not hold the person."""
     with connect(settings) as connection:
         for schema in (
