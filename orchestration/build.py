@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.errors import MendableError
 from orchestration.settings import PROJECT_ROOT, Settings
 from orchestration.warehouse.connect import require_writable
+from orchestration.warehouse.holding import holding_rows
 
 if TYPE_CHECKING:
     from orchestration.defs.components import EventStreamSource, Topic
@@ -109,7 +110,7 @@ def build(settings: Settings, step: Callable[[str], None], use_case: str | None 
         MendableError: the data folder cannot be written, or another build is running.
     """
     prepare_dagster_home(settings)
-    with _only_build(settings):
+    with _only_build(settings), holding_rows(settings, "the build"):
         return _build(settings, step, use_case)
 
 

@@ -409,8 +409,11 @@ def verify(release: str) -> None:
 def backup(to: Path) -> None:
     """Copy the warehouse, with its run history, to the folder TO; work may go on meanwhile."""
     from orchestration.warehouse.backup import backup
+    from orchestration.warehouse.holding import holding_rows
 
-    backup(load_settings(), to, say=click.echo)
+    settings = load_settings()
+    with holding_rows(settings, "the backup"):
+        backup(settings, to, say=click.echo)
     click.echo(f"{to} holds the warehouse; to get it back: make restore from={to}")
 
 

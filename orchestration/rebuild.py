@@ -22,6 +22,7 @@ from orchestration.errors import MendableError
 from orchestration.settings import PROJECT_ROOT, Settings, load_settings
 from orchestration.warehouse.connect import connect
 from orchestration.warehouse.frames import WRITES, current_snapshot
+from orchestration.warehouse.holding import holding_rows
 from orchestration.warehouse.releases import (
     Release,
     code_version,
@@ -52,7 +53,10 @@ def rebuild(
     Raises:
         MendableError: there is no such release, or its raw rows or its code are gone, or dbt fails.
     """
-    with connect(settings, read_only=True) as warehouse:
+    with (
+        holding_rows(settings, f"the rebuild of {name}"),
+        connect(settings, read_only=True) as warehouse,
+    ):
         one = find(releases(warehouse), name)
         told = warehouse.execute(
             "select table_name, content_hash from releases.contents"

@@ -16,8 +16,9 @@ import dagster as dg
 
 from orchestration.errors import MendableError, PassingError
 from orchestration.layers import LAYERS
-from orchestration.settings import PROJECT_ROOT, Settings
+from orchestration.settings import PROJECT_ROOT, Settings, load_settings
 from orchestration.warehouse.frames import current_snapshot
+from orchestration.warehouse.holding import holding_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,9 +41,13 @@ def code_version(*parts: str) -> str:
 
 @contextmanager
 def raise_as_failure() -> Iterator[None]:
-    """Turn a `MendableError` into a Dagster failure; only what passes is worth a retry."""
+    """What a step of Python does within: a `MendableError` in it becomes a Dagster failure.
+
+    Only what passes is worth a retry. Nobody is forgotten meanwhile, since a step holds rows that it writes.
+    """
     try:
-        yield
+        with holding_rows(load_settings(), "a step of the graph"):
+            yield
     except MendableError as error:
         raise dg.Failure(
             description=str(error), allow_retries=isinstance(error, PassingError)

@@ -14,6 +14,7 @@ from duckdb.sqltypes import BOOLEAN
 from orchestration.errors import MendableError
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import acquire_builder_lock, acquire_writer_lock, attach
+from orchestration.warehouse.holding import hold_rows
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -55,6 +56,7 @@ class Plugin(BasePlugin):
             for turn in (self._take_turn, self._pass_turn):
                 conn.create_function(turn.__name__[1:], turn, [], BOOLEAN, side_effects=True)
             if command in WRITING_COMMANDS and not self._read_only:
+                self._holds = hold_rows(self._settings, self._doing)  # to the end of the process
                 self._builds = acquire_builder_lock(self._settings, self._doing)
                 self._take_turn()
             attach(conn, self._settings, read_only=self._read_only)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError
 from orchestration.settings import Settings
-from orchestration.warehouse.connect import ALIAS, connect, transaction, writing
+from orchestration.warehouse.connect import ALIAS, building, connect, transaction, writing
 from orchestration.warehouse.frames import table_exists
+from orchestration.warehouse.holding import nobody_holding_rows
 from orchestration.warehouse.releases import RELEASED_LAYERS, content_hash, find, releases
 from orchestration.warehouse.rewriting import CATALOG, Removal, Wanted, catalog_of, sql_type
 from orchestration.warehouse.scrubbing import delete_files, scrub_catalog
@@ -123,14 +124,18 @@ def forget(
 
     Raises:
         MendableError: no table has such a column, or the catalog is not one that can be rewritten.
-        WarehouseBusyError: somebody else is writing or reading; running it again ends it.
+        WarehouseBusyError: somebody else builds, writes or reads; running it again ends it.
     """
     key_of(settings)
     with connect(settings, read_only=dry_run) as connection:
         if dry_run:
             with catalog_of(connection, settings) as cursor:
                 return _look(connection, cursor, settings, person)[1]
-        with writing(settings, "forgetting a person"):
+        with (
+            nobody_holding_rows(settings),
+            building(settings, "forgetting a person"),  # a release hashes rows, and writes the hash
+            writing(settings, "forgetting a person"),
+        ):
             connection.execute("set TimeZone = 'UTC'")
             with transaction(connection):
                 connection.execute(_TABLES)

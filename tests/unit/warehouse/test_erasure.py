@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import duckdb
 import pytest
 
-from orchestration.errors import MendableError
+from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
 from orchestration.warehouse.erasure import Person, forget, receipts_of
+from orchestration.warehouse.holding import nobody_holding_rows
 from orchestration.warehouse.releases import release, releases, verify
 
 CHECKS = {"checks_passed": 3, "checks_warned": 0}
@@ -238,3 +241,45 @@ def test_the_bounds_of_a_table_that_held_nobody_else_say_nothing_of_the_person(s
                 f"select note, nested.inner from staging.{table} where customer_id = 5"
                 " and note = 'mild' and nested.inner = 'zebra'"
             ).fetchall() == [("mild", "zebra")]
+
+
+def test_nobody_is_forgotten_while_dbt_builds(house, monkeypatch):
+    """dbt's plugin, as dbt calls it when it connects: another build waits for the same process's end."""
+    from orchestration.warehouse.dbt_plugin import Plugin
+
+    flags = SimpleNamespace(WHICH="build")
+    monkeypatch.setattr("orchestration.warehouse.dbt_plugin.get_flags", lambda: flags)
+    impatient = house.model_copy(update={"lock_timeout_seconds": 0.2})
+    dbt = Plugin("watershed", {}, SimpleNamespace(path="", is_motherduck=False))
+    dbt.update_connection_config(None, {})
+    with duckdb.connect() as connection:
+        dbt.configure_connection(connection)
+        dbt._pass_turn()  # others may write between two of its tables
+        with pytest.raises(WarehouseBusyError, match="no build, dbt, step of the graph"):
+            forget(impatient, WHO)
+        assert places_with(house, ID)
+    dbt._holds.close()
+    dbt._builds.release()
+    forget(impatient, WHO)
+    assert places_with(house, ID) == set()
+
+
+def test_nobody_is_forgotten_while_a_step_of_the_graph_has_rows_in_hand(house, monkeypatch):
+    import dagster as dg  # noqa: TID251
+
+    from orchestration.defs.vocabulary import raise_as_failure
+
+    impatient = house.model_copy(update={"lock_timeout_seconds": 0.2})
+
+    @dg.asset
+    def scores():
+        with raise_as_failure(), pytest.raises(WarehouseBusyError, match="step of the graph"):
+            forget(impatient, WHO)
+
+    assert dg.materialize([scores]).success
+    assert places_with(house, ID)
+    monkeypatch.setenv("WATERSHED_LOCK_TIMEOUT_SECONDS", "0.2")
+    with nobody_holding_rows(house), pytest.raises(dg.Failure, match="somebody is being forgotten"):
+        dg.materialize([scores])
+    forget(impatient, WHO)
+    assert places_with(house, ID) == set()
