@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError
@@ -28,6 +28,7 @@ from orchestration.warehouse.holding import nobody_holding_rows
 from orchestration.warehouse.releases import RELEASED_LAYERS, content_hash, find, releases
 from orchestration.warehouse.rewriting import CATALOG, Removal, Wanted, catalog_of, sql_type
 from orchestration.warehouse.scrubbing import delete_files, scrub_catalog
+from orchestration.warehouse.seen_by import models_trained_on
 
 if TYPE_CHECKING:
     import duckdb
@@ -74,13 +75,14 @@ class Forgotten:
     Attributes:
         tables: per table the rows in all its versions, and the files that held them.
         releases: per release that held the person: table, rows, hash before and after.
-        models: the trained models that had seen the person: table and version.
+        models: the trained models that had learned from rows of the person: table, version, rows; None if
+            the snapshot they learned from is expired.
         events: per topic on disk, the events that were emptied; not told by a dry run.
     """
 
     tables: dict[str, tuple[int, int]] = field(default_factory=dict)
     releases: list[tuple[int, str, int, str | None, str | None]] = field(default_factory=list)
-    models: list[tuple[str, str]] = field(default_factory=list)
+    models: list[tuple[str, str, int | None]] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
 
 
@@ -260,7 +262,10 @@ def _look(
         removal.wanted |= {n: direct[n] for n in direct.keys() & linked.keys()}
     what = Forgotten(removal.found())
     _look_in_releases(connection, person, values, what)
-    _look_in_models(connection, person, what)
+    connection.execute("create or replace temp table row_keys (value varchar)")
+    if values:
+        connection.executemany("insert into row_keys values (?)", [[one] for one in sorted(values)])
+    what.models = models_trained_on(connection, person.column, person.value, person.row_keys)
     return removal, what, values
 
 
@@ -342,43 +347,6 @@ def _look_in_releases(
                 left = int(total, 16) - int(told.split("-", 2)[2], 16)
                 new = f"{head}-{int(count) - rows}-{left:x}"
             what.releases.append((number, name, rows, old, new))
-
-
-def _look_in_models(connection: duckdb.DuckDBPyConnection, person: Person, what: Forgotten) -> None:
-    """The trained models whose training set held the person when they were trained."""
-    import duckdb
-
-    for (table,) in connection.execute(
-        "select table_name from duckdb_columns() where database_name = current_database()"
-        " and schema_name = 'trained_models' and column_name = 'training_snapshot_id'"
-    ).fetchall():
-        source = f"train_{table}"
-        columns = {
-            name
-            for (name,) in connection.execute(
-                "select column_name from duckdb_columns() where database_name = current_database()"
-                " and schema_name = 'training_sets' and table_name = ?",
-                [source],
-            ).fetchall()
-        }
-        if person.column not in columns:
-            continue
-        models = connection.execute(
-            f"select distinct model_version, training_snapshot_id from trained_models.{quoted(table)}"
-        ).fetchall()
-        held: dict[Any, bool] = {}
-        for version, snapshot in models:
-            if snapshot not in held:
-                try:
-                    ((held[snapshot],),) = connection.execute(
-                        f"select count(*) > 0 from training_sets.{quoted(source)}"
-                        f" at (version => {snapshot})"
-                        f" where {quoted(person.column)} = {literal(person.value)}"
-                    ).fetchall()
-                except duckdb.Error:  # that snapshot is expired: nobody can say that it had not
-                    held[snapshot] = True
-            if held[snapshot]:
-                what.models.append((table, version))
 
 
 def _begin(
@@ -473,8 +441,10 @@ def as_text(what: Forgotten, dry_run: bool) -> str:
     numbers = sorted({number for number, *_ in what.releases})
     lines.append(f"releases that hold the person: {', '.join(f'r{n}' for n in numbers) or 'none'}")
     lines += [f"  {name}@r{n}: {old} -> {new}" for n, name, _, old, new in what.releases if new]
-    lines.append(f"trained models that have seen the person: {len(what.models) or 'none'}")
-    lines += [f"  {version}" for _, version in sorted(what.models)]
+    lines.append(f"trained models that have learned from the person: {len(what.models) or 'none'}")
+    for _, version, count in sorted(what.models, key=str):
+        told = "it may be: its training set is expired" if count is None else f"{count:,} rows"
+        lines.append(f"  {version}: {told}")
     lines.append(
         "not touched: source systems and a broker's topics (what they send of the person is set aside as"
         " forgotten), aggregates over many people, the fitted models, and backups"

@@ -283,3 +283,42 @@ def test_nobody_is_forgotten_while_a_step_of_the_graph_has_rows_in_hand(house, m
         dg.materialize([scores])
     forget(impatient, WHO)
     assert places_with(house, ID) == set()
+
+
+def test_only_models_that_learned_from_the_person_are_listed_with_the_number_of_rows(settings):
+    """Weeks learn from a window of one snapshot, with the labels known by then; months from one moment."""
+    with connect(settings) as connection:
+        for schema in ("staging", "training_sets", "trained_models"):
+            connection.execute(f"create schema {schema}")
+        row = "timestamp '2020-01-01' + to_days(range::int) as as_of_at"
+        connection.execute(
+            f"create table training_sets.train_weeks as select {ID} as customer_id, {row},"
+            " as_of_at + interval 3 days as label_known_at from range(20)"
+        )
+        connection.execute(
+            f"create table training_sets.train_months as select {ID} as customer_id, {row} from range(3)"
+            f" union all select 5, {row} from range(40)"
+        )
+        ((snapshot,),) = connection.execute("select max(snapshot_id) from snapshots()").fetchall()
+        connection.execute(
+            f"""
+            create table trained_models.weeks as
+            select 'week-' || range as model_version, {snapshot} as training_snapshot_id,
+                timestamp '2020-01-01' + to_days(7 * (range + 1)::int) as as_of_at,
+                as_of_at - interval 7 days as trained_from, as_of_at as trained_until
+            from range(5)
+            """
+        )
+        connection.execute(
+            f"create table trained_models.months as select 'month-' || range as model_version,"
+            f" {snapshot} as training_snapshot_id, {row} from range(0, 40, 2)"
+        )
+        release(connection, settings, **CHECKS)
+        # A model that only a release knows, and one of a snapshot that is expired.
+        connection.execute("delete from trained_models.weeks where model_version = 'week-0'")
+        connection.execute("insert into trained_models.weeks select 'old', 999, null, null, null")
+    told = forget(settings, WHO, dry_run=True)
+    assert sorted(told.models) == [
+        ("months", "month-0", 1), ("months", "month-2", 1),
+        ("weeks", "old", None), ("weeks", "week-0", 5), ("weeks", "week-1", 5), ("weeks", "week-2", 5),
+    ]  # fmt: skip
