@@ -238,6 +238,20 @@ def release_if_whole(settings: Settings, instance: Any, graph: Any) -> Release |
     return built.released
 
 
+def tell_of_decision(settings: Settings, use_case: str) -> None:
+    """Tell Dagster of what a person decided, so that a build builds what depends on it, and nothing else."""
+    if not (settings.dagster_home / "dagster.yaml").exists():
+        return
+    import dagster as dg
+
+    from orchestration.defs.history import tell_of_decisions
+    from orchestration.warehouse.connect import connect
+
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance, connect(settings, read_only=True) as connection:
+        tell_of_decisions(instance, connection, use_case)
+
+
 def _is_running(instance: Any) -> bool:
     """Whether a run of the UI, a schedule or a sensor may be between a table and telling Dagster of it."""
     import dagster as dg

@@ -141,13 +141,20 @@ def retrain_on_drift(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequ
     """One run per use case that is to be trained, on what has arrived by now."""
     from datetime import UTC, datetime
 
+    from orchestration.defs.history import tell_of_decisions
+    from orchestration.layers import USE_CASES
+    from orchestration.registry import decisions
     from orchestration.registry.retraining import requests
     from orchestration.warehouse.connect import connect
 
     settings = load_settings()
     now = datetime.now(UTC).replace(tzinfo=None)
     with connect(settings) as connection:
+        before = {name: len(decisions.read(connection, name)) for name in USE_CASES}
         wanted = requests(connection, settings, now)
+        for name in USE_CASES:
+            if len(decisions.read(connection, name)) > before[name]:
+                tell_of_decisions(context.instance, connection, name)
     for use_case, why in wanted.items():
         context.log.info(f"{use_case} is trained: {why}")
         months = _months() if use_case == "customer_segmentation" else []
