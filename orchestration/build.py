@@ -205,7 +205,9 @@ def tell(settings: Settings, instance: Any, graph: Any) -> list[str]:
     built = Built()
     _count_checks(instance, graph, built)
     try:
-        down = watch_now(settings, built.checks_failed, failed_steps(instance, graph))
+        down = watch_now(
+            settings, built.checks_failed, failed_steps(instance, graph, built.checks_failed)
+        )
     except MendableError as error:
         down = [f"{error.thing}: {error.arrived}"]
     except duckdb.Error as error:  # a monitoring table of an older shape, say
