@@ -35,6 +35,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 POM = Path(__file__).with_name("pom.xml")
+ROOT = Path(__file__).resolve().parent.parent
+MLFLOW = ROOT / ".venv-mlflow" / "bin" / "mlflow"
+"""In an environment of its own, as `make mlflow` has it: the whole of MLflow does not go with our packages."""
 SECONDS_TO_START = 120
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGES = {
@@ -227,11 +230,24 @@ jclouds.filesystem.basedir={site.folder}/data
     return f"S3Proxy {_pinned('s3proxy')}", f"http://watershed:{password}@127.0.0.1:{port}"
 
 
+def mlflow(site: Site, port: int, password: str) -> Started:
+    """A tracking server that keeps runs in SQLite and hands on the artifacts itself; anybody may use it."""
+    site.serve(
+        "env", "MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",
+        MLFLOW, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{site.folder}/mlflow.db",
+        "--artifacts-destination", site.folder / "artifacts",
+        ready="Application startup complete", stop=signal.SIGTERM,
+    )  # fmt: skip
+    return f"MLflow {_version(MLFLOW)}", f"http://127.0.0.1:{port}"
+
+
 SERVERS: dict[str, tuple[Callable[[Site, int, str], Started], list[str]]] = {
     "postgresql": (postgresql, ["initdb"]),
     "mariadb": (mariadb, ["mariadbd", "my_print_defaults"]),
     "kafka": (kafka, ["java", "mvn"]),
     "s3": (s3, ["java", "mvn"]),
+    "mlflow": (mlflow, []),
 }
 """How to start each, and the programs that this takes."""
 
@@ -259,6 +275,10 @@ def install(names: Sequence[str], others: Sequence[str] = ()) -> None:
             _tell_only_failure(["apt-get", "-qq", *words], env=quiet)
     if "mvn" in programs:
         _class_path()
+    if "mlflow" in names:
+        _tell_only_failure(
+            ["make", "--no-print-directory", f"--directory={ROOT}", "mlflow-installed"]
+        )
 
 
 @contextmanager

@@ -27,6 +27,10 @@ STALE = "watershed/stale"
 _INPUT = "dagster/input_data_version/"
 
 
+class AnotherBuildError(MendableError):
+    """Another build of the same data folder is running."""
+
+
 @dataclass
 class Built:
     """What one build did; `released` is None if it changed nothing, or failed."""
@@ -202,7 +206,9 @@ def tell(settings: Settings, instance: Any, graph: Any) -> list[str]:
     built = Built()
     _count_checks(instance, graph, built)
     try:
-        down = watch_now(settings, built.checks_failed, failed_steps(instance, graph))
+        down = watch_now(
+            settings, built.checks_failed, failed_steps(instance, graph, built.checks_failed)
+        )
     except MendableError as error:
         down = [f"{error.thing}: {error.arrived}"]
     except duckdb.Error as error:  # a monitoring table of an older shape, say
@@ -211,7 +217,9 @@ def tell(settings: Settings, instance: Any, graph: Any) -> list[str]:
 
 
 def release_if_whole(settings: Settings, instance: Any, graph: Any) -> Release | None:
-    """Release what runs of the UI have built, if all of the graph is up to date and passed its checks.
+    """Release what runs of the UI, of schedules and sensors have built, if it goes together and passed its checks.
+
+    Rows that have landed since are no reason to wait: all that was built is made of the same ones before.
 
     Args:
         settings: which warehouse.
@@ -219,13 +227,42 @@ def release_if_whole(settings: Settings, instance: Any, graph: Any) -> Release |
         graph: the asset graph.
 
     Returns:
-        The release; None if something is stale or failed its checks, or nothing changed.
+        The release; None if something is stale or failed its checks, is being built, or nothing changed.
     """
     built = Built()
     _count_checks(instance, graph, built)
-    if not built.checks_failed and not not_up_to_date(instance, graph):
-        _release(settings, instance, built)
+    with contextlib.suppress(AnotherBuildError), _only_build(settings):
+        if (
+            not built.checks_failed
+            and not _is_running(instance)
+            and not _stale(instance, graph, by_landing=False)
+        ):
+            _release(settings, instance, built)
     return built.released
+
+
+def tell_of_decision(settings: Settings, use_case: str) -> None:
+    """Tell Dagster of what a person decided, so that a build builds what depends on it, and nothing else."""
+    if not (settings.dagster_home / "dagster.yaml").exists():
+        return
+    import dagster as dg
+
+    from orchestration.defs.history import tell_of_decisions
+    from orchestration.warehouse.connect import connect
+
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance, connect(settings, read_only=True) as connection:
+        tell_of_decisions(instance, connection, use_case)
+
+
+def _is_running(instance: Any) -> bool:
+    """Whether a run of the UI, a schedule or a sensor may be between a table and telling Dagster of it."""
+    import dagster as dg
+    from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+    from dagster._core.storage.tags import GRPC_INFO_TAG
+
+    running = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
+    return any(GRPC_INFO_TAG in run.tags for run in running)  # builds hold the lock instead
 
 
 def _release(settings: Settings, instance: Any, built: Built) -> None:
@@ -462,7 +499,7 @@ def _only_build(settings: Settings) -> Iterator[None]:
     try:
         lock = FileLock(settings.data_dir / "build.lock", timeout=0).acquire()
     except Timeout:
-        raise MendableError(
+        raise AnotherBuildError(
             f"the build into {settings.data_dir}",
             expected="to be the only one",
             arrived="another build is running; this one has changed nothing",
@@ -510,12 +547,22 @@ def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
     return sorted(stale & graph.materializable_asset_keys)
 
 
-def _stale(instance: Any, graph: Any) -> set[Any]:
-    """The assets the UI shows as missing or unsynced, or with a failed error-level check."""
+def _stale(instance: Any, graph: Any, *, by_landing: bool = True) -> set[Any]:
+    """The assets the UI shows as missing or unsynced, or with a failed error-level check.
+
+    Args:
+        instance: Dagster's.
+        graph: the asset graph.
+        by_landing: also those that are unsynced only because rows have landed.
+    """
     import dagster as dg
 
     # The same resolver that answers the UI, so that both always agree; Dagster is pinned.
-    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.definitions.data_version import (
+        CachingStaleStatusResolver,
+        StaleCauseCategory,
+        StaleStatus,
+    )
     from dagster._core.loader import LoadingContext
 
     class Context(LoadingContext):
@@ -531,6 +578,18 @@ def _stale(instance: Any, graph: Any) -> set[Any]:
             return self._loaders
 
     resolver = CachingStaleStatusResolver(instance, graph, Context())
+
+    def is_stale(key: dg.AssetKey, partition: str | None) -> bool:
+        status = resolver.get_status(key, partition)
+        if by_landing or status is not StaleStatus.STALE:
+            return status is not StaleStatus.FRESH
+        return any(
+            cause.category is not StaleCauseCategory.DATA
+            or cause.dependency is None
+            or cause.dependency.asset_key.path[0] != "raw"
+            for cause in resolver.get_stale_causes(key, partition)
+        )
+
     failed = {
         check.asset_key
         for check, (passed, is_error) in _latest_checks(instance, graph).items()
@@ -539,10 +598,7 @@ def _stale(instance: Any, graph: Any) -> set[Any]:
     return failed | {
         key
         for key in graph.materializable_asset_keys
-        if any(
-            resolver.get_status(key, partition) is not StaleStatus.FRESH
-            for partition in (*_partition_keys(graph, key),) or (None,)
-        )
+        if any(is_stale(key, partition) for partition in (*_partition_keys(graph, key),) or (None,))
     }
 
 

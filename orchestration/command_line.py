@@ -561,10 +561,14 @@ def promote(model_version: str, reason: str) -> None:
     """Put a registered model in force, whatever its trial said: for scoring runs and the streams, at once."""
     import getpass
 
+    from orchestration.build import tell_of_decision
     from orchestration.registry.decisions import promote
 
-    done = promote(load_settings(), model_version, reason, getpass.getuser())
+    settings = load_settings()
+    done = promote(settings, model_version, reason, getpass.getuser())
+    tell_of_decision(settings, model_version.partition("-")[0])
     click.echo(f"{done.champion_after} is in force, before it {done.champion_before or 'none'} was")
+    click.echo("  make build    brings the tables that depend on it up to date")
 
 
 @main.command()
@@ -575,10 +579,14 @@ def demote(use_case: str, kind: str, reason: str) -> None:
     """Put the model back in force that was so before the present one."""
     import getpass
 
+    from orchestration.build import tell_of_decision
     from orchestration.registry.decisions import demote
 
-    done = demote(load_settings(), use_case, kind, reason, getpass.getuser())
+    settings = load_settings()
+    done = demote(settings, use_case, kind, reason, getpass.getuser())
+    tell_of_decision(settings, use_case)
     click.echo(f"{done.champion_after} is in force again, instead of {done.champion_before}")
+    click.echo("  make build    brings the tables that depend on it up to date")
 
 
 @main.command()

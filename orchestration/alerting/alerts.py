@@ -114,8 +114,10 @@ def conditions(
 
     Args:
         connection: a reading one.
-        failed_checks: error-level checks that fail.
+        failed_checks: error-level checks that fail, `asset: check`.
         failed_steps: from `defs.history.failed_steps`: the step, and what mends it.
+
+    Steps that the same thing mends have one cause and are one alert, as are the checks of one asset.
     """
     names = [*list(COLUMNS)[:4], *list(COLUMNS)[-3:]]
     found = []
@@ -123,21 +125,37 @@ def conditions(
         if table_exists(connection, "monitoring", table):
             rows = connection.execute(sql).fetchall()
             found += [dict(zip(names, row, strict=True)) for row in rows]
+    by_asset: dict[str, list[str]] = {}
     for check in failed_checks:
+        asset, _, name = check.partition(": ")
+        by_asset.setdefault(asset, []).append(name)
+    for asset, checks in by_asset.items():
         values = (
-            f"check_failed/{check}", "system", "check_failed", "critical", f"the check {check} failed",
+            f"check_failed/{asset}", "system", "check_failed", "critical",
+            f"{_listed('the check', checks)} of {asset} failed",
             "Nothing is released until it passes; readers keep the release before.",
             "Its page in make ui shows the rows that break it; mend them, then: make build",
         )  # fmt: skip
         found.append(dict(zip(names, values, strict=True)))
+    by_mend: dict[str, list[str]] = {}
     for step, mend in (failed_steps or {}).items():
+        by_mend.setdefault(mend or step, []).append(step)
+    for mend, steps in by_mend.items():
         values = (
-            f"step_failed/{step}", "system", "step_failed", "critical", f"the step {step} failed",
+            f"step_failed/{mend}", "system", "step_failed", "critical",
+            f"{_listed('the step', steps)} failed",
             "What it builds, and all that is made of it, stays as it was; the champion keeps serving.",
-            mend or "Its run in make ui shows why; mend that, then: make build",
+            mend if mend != steps[0] else "Its run in make ui shows why; mend that, then: make build",
         )  # fmt: skip
         found.append(dict(zip(names, values, strict=True)))
     return found
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    """`the step a`, or `3 steps (a, b, c)`."""
+    if len(names) == 1:
+        return f"{what} {names[0]}"
+    return f"{len(names)} {what.removeprefix('the ')}s ({', '.join(names)})"
 
 
 def ensure_table(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:

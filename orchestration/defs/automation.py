@@ -15,11 +15,20 @@ SWITCHED = (
     else dg.DefaultScheduleStatus.STOPPED
 )
 
+
+def _with_what_depends_on_it(use_case: str) -> dg.AssetSelection:
+    """A use case, and what of the other groups is made of it: built in one run, so that it can be released.
+
+    What is made of its seeds only is left out: people edit those, and build.
+    """
+    own = dg.AssetSelection.groups(use_case) - dg.AssetSelection.key_prefixes("sources")
+    return own | (own - dg.AssetSelection.key_prefixes("seeds")).downstream()
+
+
 segment_customers = dg.define_asset_job(
     "segment_customers",
-    selection=dg.AssetSelection.groups("customer_segmentation")
-    - dg.AssetSelection.key_prefixes("sources"),
-    description="The whole use case for one month: land, transform, train, score, watch.",
+    selection=_with_what_depends_on_it("customer_segmentation"),
+    description="The whole use case: land, transform, train, score, watch.",
 )
 
 
@@ -30,18 +39,31 @@ segment_customers = dg.define_asset_job(
     description="On the 2nd of the month, 07:00 UTC: the month that has just ended.",
 )
 def monthly_segmentation() -> Iterator[dg.RunRequest]:
-    """One run for the last month that is a partition."""
+    """One run, up to the last month that is a partition."""
+    months = _months()
+    if months:
+        yield dg.RunRequest(run_key=months[-1], tags=_range(months))
+
+
+def _months() -> list[str]:
     from orchestration.defs.vocabulary import segmented_months
 
-    month = segmented_months(load_settings()).get_last_partition_key()
-    if month is not None:
-        yield dg.RunRequest(run_key=month, partition_key=month)
+    return list(segmented_months(load_settings()).get_partition_keys())
+
+
+def _range(months: list[str]) -> dict[str, str]:
+    """Run tags of all months at once, as in a build: what a new month brings makes the others stale too."""
+    from dagster._core.storage.tags import (
+        ASSET_PARTITION_RANGE_END_TAG,
+        ASSET_PARTITION_RANGE_START_TAG,
+    )
+
+    return {ASSET_PARTITION_RANGE_START_TAG: months[0], ASSET_PARTITION_RANGE_END_TAG: months[-1]}
 
 
 retrain_fraud_detection = dg.define_asset_job(
     "retrain_fraud_detection",
-    selection=dg.AssetSelection.groups("fraud_detection")
-    - dg.AssetSelection.key_prefixes("sources"),
+    selection=_with_what_depends_on_it("fraud_detection"),
     description="The whole use case: land, transform, train the weeks that are new, watch.",
 )
 
@@ -55,8 +77,7 @@ weekly_fraud_detection = dg.ScheduleDefinition(
 
 retrain_predictive_maintenance = dg.define_asset_job(
     "retrain_predictive_maintenance",
-    selection=dg.AssetSelection.groups("predictive_maintenance")
-    - dg.AssetSelection.key_prefixes("sources"),
+    selection=_with_what_depends_on_it("predictive_maintenance"),
     description="The whole use case: land, transform, train the months that are new, watch.",
 )
 
@@ -80,8 +101,8 @@ weekly_upkeep = dg.ScheduleDefinition(
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="After a run: if all of the graph is up to date and passed its error-level checks, what"
-    " the warehouse holds becomes a release.",
+    description="After a run: if all that was built goes together and passed its error-level checks, what"
+    " the warehouse holds becomes a release. Rows that have landed since can wait for their own run.",
 )
 def release_what_is_whole(context: dg.RunStatusSensorContext) -> dg.SkipReason | None:
     """Release what was materialised in the UI, as `make build` does."""
@@ -92,7 +113,9 @@ def release_what_is_whole(context: dg.RunStatusSensorContext) -> dg.SkipReason |
     released = release_if_whole(load_settings(), context.instance, graph)
     _tell(context)
     if released is None:
-        return dg.SkipReason("something is stale or failed a check, or nothing has changed")
+        return dg.SkipReason(
+            "something is stale, is being built or failed a check, or nothing has changed"
+        )
     context.log.info(f"released as {released.name}")
     return None
 
@@ -118,22 +141,27 @@ def retrain_on_drift(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequ
     """One run per use case that is to be trained, on what has arrived by now."""
     from datetime import UTC, datetime
 
-    from orchestration.defs.vocabulary import segmented_months
+    from orchestration.defs.history import tell_of_decisions
+    from orchestration.layers import USE_CASES
+    from orchestration.registry import decisions
     from orchestration.registry.retraining import requests
     from orchestration.warehouse.connect import connect
 
     settings = load_settings()
     now = datetime.now(UTC).replace(tzinfo=None)
     with connect(settings) as connection:
+        before = {name: len(decisions.read(connection, name)) for name in USE_CASES}
         wanted = requests(connection, settings, now)
+        for name in USE_CASES:
+            if len(decisions.read(connection, name)) > before[name]:
+                tell_of_decisions(context.instance, connection, name)
     for use_case, why in wanted.items():
         context.log.info(f"{use_case} is trained: {why}")
-        month = segmented_months(settings).get_last_partition_key()
+        months = _months() if use_case == "customer_segmentation" else []
         yield dg.RunRequest(
             run_key=f"{use_case} {now:%Y-%m-%d %H:%M}",
             job_name=RETRAINED_BY[use_case].name,
-            partition_key=month if use_case == "customer_segmentation" else None,
-            tags={"watershed/retraining": "drift"},
+            tags={"watershed/retraining": "drift"} | (_range(months) if months else {}),
         )
 
 

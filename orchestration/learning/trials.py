@@ -17,6 +17,8 @@ from orchestration.learning.warning_states import Policy
 Contract = Callable[[pl.DataFrame], list[str]]
 """What of its contract a frame of scores breaks."""
 BANDS = ("spend little", "spend middling", "spend much")
+WEAR = ("repaired lately", "run in", "run long")
+"""Thirds of the tested hours by the time since the machine was last repaired."""
 HOUSEHOLD_GROUPS = 20
 
 
@@ -85,9 +87,10 @@ def fraud_trial(
 def machine_trial(
     challenger: Any, champion: Any, tested: Hours, policy: Policy, *, is_first: bool = False
 ) -> Trial:
-    """A month of machine-hours, machine by machine: Brier score, and what call-outs and standstill cost.
+    """A month of machine-hours, machine by machine: Brier score, also by wear; what call-outs and standstill cost.
 
-    There are no groups to be fair to: a model knows one model of machine, and each has its own trial.
+    Each model of machine has its own trial. Within it a model may gain on machines that have run long, most of
+    whose hours are near a failure, at the cost of those that were just repaired.
 
     Args:
         challenger: `machine_health.Model`.
@@ -110,9 +113,16 @@ def machine_trial(
     labelled = tested.rows["label"].is_not_null().to_numpy()
     label = tested.rows["label"].fill_null(False).to_numpy()
 
-    def brier(told: Health) -> Floats:
+    run = tested.for_inputs([("", "episode_hours")])[:, 0]
+    known = labelled & np.isfinite(run)
+    wear = np.searchsorted(np.quantile(run[known], [1 / 3, 2 / 3]), run) if known.any() else run
+
+    def brier(told: Health, among: Any) -> Floats:
         wrong = np.square(told.failure_probability - label)
-        return np.array([_mean(wrong[inside & labelled]) for inside in of_machine])
+        return np.array([_mean(wrong[inside & among]) for inside in of_machine])
+
+    def pair(among: Any) -> Pair:
+        return Pair(brier(health["challenger"], among), brier(health["champion"], among))
 
     def cost(who: str) -> Floats:
         probability = health[who].failure_probability
@@ -126,10 +136,14 @@ def machine_trial(
 
     return Trial(
         metrics={
-            "brier_score": Pair(brier(health["challenger"]), brier(health["champion"])),
+            "brier_score": pair(labelled),
             "cost_per_machine": Pair(cost("challenger"), cost("champion")),
         },
-        groups={},
+        groups={
+            "brier_score_by_wear": {
+                name: pair(known & (wear == number)) for number, name in enumerate(WEAR)
+            }
+        },
         latency={
             "score_ms_p99": slow_percentile(
                 lambda row: challenger.score(matrix[row : row + 1]), len(matrix)

@@ -14,6 +14,7 @@ from orchestration.defs.vocabulary import (
     broken_promises,
     code_version,
     raise_as_failure,
+    rows_and_version,
     table_metadata,
 )
 from orchestration.settings import Settings, load_settings
@@ -234,7 +235,7 @@ def _asset(use_case: str, owner: str, others: tuple[str, ...], trial_of: MakeTri
         code_version=code_version("defs/trained_models/decisions.py", "registry/decisions.py"),
         description="Which model takes over, and why: every new model has a trial against the one in"
         " force, on time that neither has learned from, by the rules of seeds/promotion_rules.csv. People's"
-        " promotions and ways back stand here too. A decision takes effect with the release.",
+        " promotions and ways back stand here too, at once. A decision takes effect with the release.",
         metadata={"dagster/table_name": f"lake.{'.'.join(key.path)}"},
         check_specs=[
             dg.AssetCheckSpec(
@@ -271,10 +272,11 @@ def _asset(use_case: str, owner: str, others: tuple[str, ...], trial_of: MakeTri
                 "kind": [], "use_case": [], "decided_at": [], "decided_by": [], "decision_number": [],
             }  # fmt: skip
             yield dg.MaterializeResult(
+                data_version=rows_and_version(connection, table)[1],
                 metadata={
                     "decided_now": dg.MetadataValue.md("\n".join(f"- {x}" for x in told) or "none"),
                     **table_metadata(connection, table, sources, [(trained, "model_version")]),
-                }
+                },
             )
 
     return decide

@@ -186,12 +186,30 @@ def test_a_webhook_reads_no_mention_out_of_an_alert(told, webhook):
 
 def test_failed_checks_stay_open_for_who_knows_nothing_of_checks(told):
     found = conditions(told.connection, ["raw/a: is_right"])
-    assert [one["alert_key"] for one in found] == ["check_failed/raw/a: is_right"]
+    assert [one["alert_key"] for one in found] == ["check_failed/raw/a"]
     told(found)
     told([], NOW + HOUR, keep_kinds=FROM_HISTORY)
     assert told.rows()[0][-1] is None
     told([], NOW + 2 * HOUR)
     assert told.rows()[0][-1] == NOW + 2 * HOUR
+
+
+def test_what_has_one_cause_is_one_alert_that_lists_all_it_broke_and_is_told_once(told, webhook):
+    checks = ["raw/a: is_right", "raw/a: is_fresh", "raw/b: is_right"]
+    steps = {"raw__a": "start the database", "raw__b": "start the database", "raw__c": "", "d": ""}
+    found = conditions(told.connection, checks, steps)
+    assert [(one["alert_key"], one["what_happened"]) for one in found] == [
+        ("check_failed/raw/a", "2 checks (is_right, is_fresh) of raw/a failed"),
+        ("check_failed/raw/b", "the check is_right of raw/b failed"),
+        ("step_failed/start the database", "2 steps (raw__a, raw__b) failed"),
+        ("step_failed/raw__c", "the step raw__c failed"),
+        ("step_failed/d", "the step d failed"),
+    ]
+    assert found[2]["what_to_do"] == "start the database"
+    assert "make ui" in found[3]["what_to_do"]
+    told(found)
+    told(conditions(told.connection, checks, {**steps, "raw__e": "start the database"}), NOW + HOUR)
+    assert len(webhook.texts) == 1
 
 
 def test_drift_volume_and_missed_targets_become_alerts_that_say_what_to_do(told):

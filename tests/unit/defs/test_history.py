@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from types import SimpleNamespace
 
 import dagster as dg  # noqa: TID251 - a small graph of its own
 import pytest
 
-from orchestration.build import tell
-from orchestration.defs.history import failed_steps
-from orchestration.defs.vocabulary import raise_as_failure
+from orchestration.build import _stale, tell
+from orchestration.defs.history import failed_steps, tell_of_decisions
+from orchestration.defs.vocabulary import raise_as_failure, rows_and_version
 from orchestration.errors import MendableError
+from orchestration.registry import decisions
 from orchestration.warehouse.connect import connect
 
 
@@ -75,10 +77,25 @@ def test_what_failed_is_told_once_and_closed_when_it_is_made_good(house, setting
             "select alert_key, severity, times_seen, what_to_do, closed_at is null"
             " from monitoring.alerts order by opened_at"
         ).fetchall()
-    assert rows[0] == ("step_failed/poisoned", "critical", 2, "send it again", False)
-    assert rows[1][0] == "check_failed/made_of_it: is_right"
+    assert rows[0] == ("step_failed/send it again", "critical", 2, "send it again", False)
+    assert rows[1][0] == "check_failed/made_of_it"
     assert rows[1][-1]
     assert len((settings.data_dir / "alerts.log").read_text().splitlines()) == 2
+
+
+def test_a_step_that_fails_by_its_own_check_is_told_of_by_the_check_alone():
+    @dg.asset(check_specs=[dg.AssetCheckSpec("is_right", asset="scored", blocking=True)])
+    def scored():
+        yield dg.AssetCheckResult(check_name="is_right", passed=False)
+        raise dg.Failure("a frame that breaks its contract is not written", allow_retries=False)
+
+    defs = dg.Definitions([scored])
+    graph = defs.get_repository_def().asset_graph
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_implicit_global_asset_job_def()
+        assert not job.execute_in_process(instance=instance, raise_on_error=False).success
+        assert failed_steps(instance, graph) == {"scored": ""}
+        assert failed_steps(instance, graph, ["scored: is_right"]) == {}
 
 
 def test_a_monitoring_table_that_cannot_be_read_is_said_and_fails_no_build(house, settings):
@@ -88,3 +105,41 @@ def test_a_monitoring_table_that_cannot_be_read_is_said_and_fails_no_build(house
         connection.execute("create table monitoring.mon_landing__anomalies as select 1 as of_old")
     (text,) = tell(settings, house.instance, house.graph)
     assert text.startswith("alerts not told, Binder Error")
+
+
+def test_what_a_person_decides_makes_stale_what_depends_on_it_and_nothing_else(settings):
+    settings.data_dir.mkdir(parents=True)
+    key = ["trained_models", "fraud_detection__decisions"]
+
+    @dg.asset(key="training_set", code_version="1")
+    def training_set():
+        return dg.MaterializeResult(data_version=dg.DataVersion("the same"))
+
+    @dg.asset(key=key, deps=[training_set], code_version="1")
+    def decided():
+        with connect(settings) as connection:
+            decisions.prepare(connection, settings, "fraud_detection")
+            return dg.MaterializeResult(data_version=rows_and_version(connection, ".".join(key))[1])
+
+    @dg.asset(deps=[decided], code_version="1")
+    def scored():
+        pass
+
+    @dg.asset(deps=[training_set], code_version="1")
+    def apart():
+        pass
+
+    defs = dg.Definitions([training_set, decided, scored, apart])
+    job = defs.resolve_implicit_global_asset_job_def()
+    graph = defs.get_repository_def().asset_graph
+    promoted = decisions.Decision("", "promoted", "b", datetime(2024, 1, 1), "a", "b", "so", "ann")
+    with dg.DagsterInstance.ephemeral() as instance, connect(settings) as connection:
+        tell_of_decisions(instance, connection, "fraud_detection")  # nothing is built yet
+        assert job.execute_in_process(instance=instance).success
+        tell_of_decisions(instance, connection, "fraud_detection")  # nothing was decided
+        assert _stale(instance, graph) == set()
+        decisions.write(connection, settings, "fraud_detection", [promoted])
+        tell_of_decisions(instance, connection, "fraud_detection")
+        assert _stale(instance, graph) == {dg.AssetKey("scored")}
+        job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey("scored")])
+        assert _stale(instance, graph) == set()
