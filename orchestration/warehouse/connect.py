@@ -160,7 +160,7 @@ def connect(
         attach(connection, settings, read_only=read_only)
         connection.execute(f"use {ALIAS}")
         if key := settings.privacy_key.get_secret_value():  # what pseudonyms are made with
-            connection.execute("set variable privacy_key = ?", [key])
+            connection.execute(f"set variable privacy_key = {literal(key)}")
     except BaseException:
         connection.close()
         raise

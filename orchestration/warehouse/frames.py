@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orchestration.duckdb_session import quoted
+from orchestration.duckdb_session import literal, quoted
 from orchestration.settings import Settings
 from orchestration.warehouse.connect import ALIAS, transaction, writing
 
@@ -46,8 +46,7 @@ def table_exists(connection: duckdb.DuckDBPyConnection, schema: str, table: str)
     # duckdb_tables() would count the rows of every table for it: twenty times the time.
     found = connection.execute(
         "select 1 from duckdb_columns() where database_name = current_database()"
-        " and schema_name = ? and table_name = ?",
-        [schema, table],
+        f" and schema_name = {literal(schema)} and table_name = {literal(table)}"
     )
     return found.fetchone() is not None
 

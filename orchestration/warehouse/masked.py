@@ -193,8 +193,8 @@ def _columns(
     found: dict[str, list[tuple[str, str]]] = {}
     for view, column, kind in connection.execute(
         "select table_name, column_name, data_type from duckdb_columns()"
-        " where database_name = current_database() and schema_name = ? order by table_name, column_index",
-        [schema],
+        f" where database_name = current_database() and schema_name = {literal(schema)}"
+        " order by table_name, column_index",
     ).fetchall():
         found.setdefault(view, []).append((column, kind))
     return found

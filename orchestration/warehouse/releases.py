@@ -398,7 +398,7 @@ def _contents(
 def _put_in_force(connection: duckdb.DuckDBPyConnection, number: int, snapshot: int) -> None:
     """Point every view of `published` at the release."""
     tables = connection.execute(
-        "select schema_name, table_name from releases.contents where release_number = ?", [number]
+        f"select schema_name, table_name from releases.contents where release_number = {number}"
     ).fetchall()
     views = connection.execute(
         "select view_name from duckdb_views()"
@@ -413,8 +413,7 @@ def _put_in_force(connection: duckdb.DuckDBPyConnection, number: int, snapshot: 
     mask(connection)
     connection.execute(
         "insert into releases.moves select coalesce(max(move_number), 0) + 1,"
-        " now() at time zone 'UTC', ?, ? from releases.moves",
-        [getpass.getuser(), number],
+        f" now() at time zone 'UTC', {literal(getpass.getuser())}, {number} from releases.moves",
     )
 
 

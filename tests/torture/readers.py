@@ -29,6 +29,7 @@ from orchestration.warehouse.connect import connect, transaction, writing
 from orchestration.warehouse.releases import move, release, releases
 
 READERS = 8
+UP_WITHIN_SECONDS = 300
 
 
 def land(seconds: float) -> Counter[str]:
@@ -111,38 +112,62 @@ def dbt(seconds: float) -> Counter[str]:
 
 
 def look(seconds: float) -> Counter[str]:
-    """Start the UI and ask it for the graph with its versions, as the browser does."""
+    """Start the UI, and ask it for the graph with its versions, as the browser does.
+
+    Prints a line once it has answered; the seconds count from there.
+    """
     done: Counter[str] = Counter()
+    port = free_port()
+    with tempfile.TemporaryFile("w+") as said:
+        ui = subprocess.Popen(
+            [str(Path(sys.executable).parent / "watershed"), "ui", "--port", str(port)],
+            stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + UP_WITHIN_SECONDS
+            while time.monotonic() < until and ui.poll() is None:
+                if ask_for_the_graph(port):
+                    if not done:
+                        print("the UI answers", flush=True)
+                        until = time.monotonic() + seconds
+                    done["ui answers"] += 1
+                elif done:
+                    done["ui silences"] += 1
+                time.sleep(2)
+            if not done or ui.poll() is not None:
+                said.seek(0)
+                how = "does not answer" if ui.poll() is None else f"ended with {ui.returncode}"
+                raise RuntimeError(f"the UI {how}; it said: {said.read()[-2000:]}")
+        finally:
+            if ui.poll() is None:
+                # As Ctrl-C: dg ends its services on no other signal.
+                os.killpg(ui.pid, signal.SIGINT)
+                ui.wait()
+    return done
+
+
+def ask_for_the_graph(port: int) -> bool:
+    """Whether the UI answers with the assets; what it cannot answer is an error."""
+    query = "{assetNodes{assetKey{path} staleStatus staleCauses{reason} assetMaterializations(limit:1){timestamp}}}"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            told = json.loads(answer.read())
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+    if "errors" in told:
+        raise RuntimeError(json.dumps(told["errors"])[:2000])
+    return bool(told["data"]["assetNodes"])
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    query = "{assetNodes{assetKey{path} staleStatus staleCauses{reason} assetMaterializations(limit:1){timestamp}}}"
-    ui = subprocess.Popen(
-        [str(Path(sys.executable).parent / "watershed"), "ui", "--port", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    until = time.monotonic() + seconds
-    try:
-        while time.monotonic() < until:
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/graphql",
-                json.dumps({"query": query}).encode(),
-                {"Content-Type": "application/json"},
-            )
-            try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    told = json.loads(answer.read())
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                done["ui not up yet"] += 1
-            else:
-                if "errors" in told:
-                    raise RuntimeError(json.dumps(told["errors"])[:2000])
-                done["ui answers"] += bool(told["data"]["assetNodes"])
-            time.sleep(2)
-    finally:
-        os.killpg(ui.pid, signal.SIGINT)  # as Ctrl-C: dg ends its services on no other signal
-        ui.wait()
-    return done
+        return free.getsockname()[1]
 
 
 PARTS = {"land": land, "release_and_roll": release_and_roll, "dbt": dbt, "look": look, "read": read}
@@ -154,17 +179,24 @@ def run(data: Path, seconds: float, parts: dict[str, int]) -> tuple[Counter[str]
     Returns:
         What they did, and what went wrong, one text per process.
     """
-    # Writers of the embedded catalog take turns by the table; a release waits until dbt has ended.
+    # Writers of the embedded catalog take turns by the table; a release waits until dbt has ended. The UI serves
+    # the demo's API beside it: at a port of its own, since at the default one another house's may answer.
     environment = {
         **os.environ, "WATERSHED_DATA_DIR": str(data), "WATERSHED_LOCK_TIMEOUT_SECONDS": "900",
+        "WATERSHED_CAMPAIGN_API_URL": f"http://127.0.0.1:{free_port()}",
+        "WATERSHED_CAMPAIGN_API_TOKEN": "of-the-torture",
     }  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.torture.readers", "--part", part, "--minutes", str(seconds / 60)],
-            cwd=PROJECT_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for part, times in parts.items() for _ in range(times)
-    ]  # fmt: skip
+    running: list[subprocess.Popen[str]] = []
+    # The UI first: the others begin once it answers, so that all work side by side.
+    for part in sorted(parts, key="look".__ne__):
+        for _ in range(parts[part]):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.torture.readers", "--part", part, "--minutes", str(seconds / 60)],
+                cwd=PROJECT_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            running.append(process)
+            if part == "look":
+                process.stdout.readline()  # type: ignore[union-attr]
     done: Counter[str] = Counter()
     wrong = []
     for process in running:
@@ -203,7 +235,7 @@ def main() -> int:
     print(
         f"lock errors: {locks}; other errors: {len(wrong) - locks}; mixtures seen: {done['mixtures']}"
     )
-    return int(bool(wrong) or done["mixtures"] > 0)
+    return int(bool(wrong) or done["mixtures"] > 0 or not done["ui answers"])
 
 
 if __name__ == "__main__":

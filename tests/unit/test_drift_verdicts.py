@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import duckdb
 import numpy as np
 import polars as pl
@@ -14,7 +9,6 @@ import pytest
 
 from benchmarks.drift_false_alarms import autoregressive, student_t, suite, verdicts
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURES = ["amount", "is_night"] + [
     f"{measure}_{days}d"
     for measure in (
@@ -29,20 +23,9 @@ CURRENT, GAP, REFERENCE, WARM_UP = 14, 7, 42, 37
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """The SQL of fraud detection's drift, as dbt compiles it."""
-    folder = tmp_path_factory.mktemp("compiled")
-    done = subprocess.run(
-        [Path(sys.executable).parent / "dbt", "compile", "--quiet", "--target-path", folder,
-         "--select", "mon_fraud_detection__drift"],
-        cwd=ROOT / "dbt_project",
-        env={**os.environ, "WATERSHED_DATA_DIR": str(folder / "data")},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = folder / "compiled/watershed/models/monitoring/mon_fraud_detection__drift.sql"
-    return found.read_text()
+def model(compiled) -> str:
+    """The SQL of fraud detection's drift."""
+    return compiled["monitoring.mon_fraud_detection__drift"]
 
 
 def drift(model: str, payments: pl.DataFrame) -> pl.DataFrame:

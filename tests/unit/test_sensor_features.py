@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections import defaultdict
 from datetime import datetime, timedelta
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
@@ -20,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parents[2]
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 START = datetime(2025, 3, 29, 20)  # over the hour that a clock with daylight saving skips
 BASELINE_HOURS, REFERENCE_MACHINE_HOURS = 5, 4
@@ -32,17 +27,17 @@ CONVERSIONS = {
 MOST = 1e9
 
 MODELS = (
-    "staging/plant_db/stg_plant_db__machines",
-    "staging/plant_db/stg_plant_db__sensors",
-    "staging/plant_db/stg_plant_db__maintenance",
-    "staging/plant_db/stg_plant_db__failures",
-    "staging/plant_db/stg_plant_db__machine_errors",
-    "staging/plant_stream/stg_plant_stream__readings",
-    "intermediate/int_readings__hourly",
-    "intermediate/int_machine_episodes__started",
-    "intermediate/int_machine_hours__conditioned",
-    "intermediate/int_sensor_references__fixed",
-    "features/predictive_maintenance/feat_sensor__windows",
+    "staging.stg_plant_db__machines",
+    "staging.stg_plant_db__sensors",
+    "staging.stg_plant_db__maintenance",
+    "staging.stg_plant_db__failures",
+    "staging.stg_plant_db__machine_errors",
+    "staging.stg_plant_stream__readings",
+    "intermediate.int_readings__hourly",
+    "intermediate.int_machine_episodes__started",
+    "intermediate.int_machine_hours__conditioned",
+    "intermediate.int_sensor_references__fixed",
+    "features.feat_sensor__windows",
 )
 """What stands between raw readings and their features, in the order in which it is built."""
 
@@ -96,26 +91,9 @@ MACHINES = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
-    """`schema.table` of each model to its SQL, as dbt compiles it."""
-    folder = tmp_path_factory.mktemp("compiled")
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "dbt",
-            *("compile", "--quiet", "--target-path", folder, "--select"),
-            *(model.split("/")[-1] for model in MODELS),
-        ],
-        cwd=ROOT / "dbt_project",
-        env={**os.environ, "WATERSHED_DATA_DIR": str(folder / "data")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    compiled = folder / "compiled" / "watershed" / "models"
-    return {
-        f"{model.split('/')[0]}.{model.split('/')[-1]}": (compiled / f"{model}.sql").read_text()
-        for model in MODELS
-    }
+def models(compiled) -> dict[str, str]:
+    """`schema.table` of each of these models to its SQL."""
+    return {model: compiled[model] for model in MODELS}
 
 
 def table(fields: dict[str, pa.DataType], rows: list[tuple]) -> pa.Table:

@@ -372,3 +372,19 @@ def test_ten_releases_made_by_builds_that_are_killed_are_whole_and_come_out_agai
     for one in [*reversed(known), *known]:
         assert move(lake, settings, one.name).name == one.name
         assert len(builds_seen(lake)) == 1
+
+
+def test_rolling_back_in_a_fresh_shell_does_not_wait_for_pandas(lake, settings):
+    release(lake, settings, **CHECKS)
+    build(lake, 2)
+    release(lake, settings, **CHECKS)
+    # DuckDB imports pandas, if it is there, as soon as a parameter is bound: half a second.
+    script = """if True:
+        import sys
+        from orchestration.command_line import main
+        for words in (["rollback"], ["rollforward"], ["releases"]):
+            main(words, standalone_mode=False)
+        assert not {"pandas", "polars", "pyarrow", "dagster", "dbt"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert releases(lake)[-1].is_in_force
