@@ -17,11 +17,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestration.connectors import SOURCE_POSITION
 from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError
 from orchestration.settings import Settings
+from orchestration.warehouse import topics_left
 from orchestration.warehouse.connect import ALIAS, building, connect, transaction, writing
 from orchestration.warehouse.frames import table_exists
 from orchestration.warehouse.holding import nobody_holding_rows
@@ -78,12 +81,14 @@ class Forgotten:
         models: the trained models that had learned from rows of the person: table, version, rows; None if
             the snapshot they learned from is expired.
         events: per topic on disk, the events that were emptied; not told by a dry run.
+        left: the events of the person that landed from a broker, which still holds them.
     """
 
     tables: dict[str, tuple[int, int]] = field(default_factory=dict)
     releases: list[tuple[int, str, int, str | None, str | None]] = field(default_factory=list)
     models: list[tuple[str, str, int | None]] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
+    left: topics_left.Ranges = field(default_factory=dict)
 
 
 def hash_of(settings: Settings, column: str, value: str) -> str:
@@ -140,7 +145,7 @@ def forget(
         ):
             connection.execute("set TimeZone = 'UTC'")
             with transaction(connection):
-                connection.execute(_TABLES)
+                connection.execute(_TABLES + topics_left.TABLE)
             _settle(connection)
             erasure, what, values = "", Forgotten(), set[str]()
             with catalog_of(connection, settings) as cursor:
@@ -161,7 +166,7 @@ def forget(
 
 def _erase_events(settings: Settings, person: Person, values: set[str]) -> dict[str, int]:
     """Empty the person's events in the logs on disk; a broker's topics are not ours."""
-    from orchestration.connectors.event_log import erase, folder_of
+    from orchestration.connectors.event_log import erase
 
     names = {person.column, *(column for _, column in person.elsewhere)}
     is_person = re.compile(_told(names, person.value).encode())
@@ -172,12 +177,10 @@ def _erase_events(settings: Settings, person: Person, values: set[str]) -> dict[
         return bool(is_person.search(value) or (found and found[1].decode() in values))
 
     found: dict[str, int] = {}
-    for name in type(settings).model_fields:
-        url = settings.value_of(name) if name.endswith("_stream_url") else ""
-        for about in folder_of(url).glob("*/topic.json") if url.startswith("log://") else ():
-            topic = about.parent
-            if count := erase(topic.parent, topic.name, is_out):
-                found[topic.name] = found.get(topic.name, 0) + count
+    for folder, topics in topics_left.topics_on_disk(settings).items():
+        for topic in topics:
+            if count := erase(Path(folder), topic, is_out):
+                found[topic] = found.get(topic, 0) + count
     return found
 
 
@@ -261,6 +264,7 @@ def _look(
         removal.find(list(linked.values()))
         removal.wanted |= {n: direct[n] for n in direct.keys() & linked.keys()}
     what = Forgotten(removal.found())
+    what.left = topics_left.left_in_topics(settings, removal.told(SOURCE_POSITION))
     _look_in_releases(connection, person, values, what)
     connection.execute("create or replace temp table row_keys (value varchar)")
     if values:
@@ -374,6 +378,7 @@ def _begin(
             f"insert into landing.forgotten select * from (values {_rows_of(kept_out)})"
             " except select * from landing.forgotten"
         )
+        topics_left.write_down(connection, what.left)
         if what.tables:
             connection.executemany(
                 "insert into releases.receipts values"
@@ -438,6 +443,10 @@ def as_text(what: Forgotten, dry_run: bool) -> str:
         for table, (rows, files) in sorted(what.tables.items())
     ] or ["  no table, release or file holds the person"]
     lines += [f"  events in topic {topic}: {n:,} emptied" for topic, n in what.events.items()]
+    if what.left:
+        lines.append("a broker holds events of the person, which its owner deletes:")
+        lines += topics_left.as_lines(what.left)
+        lines.append('  all of them: make sql q="from landing.left_in_topics"')
     numbers = sorted({number for number, *_ in what.releases})
     lines.append(f"releases that hold the person: {', '.join(f'r{n}' for n in numbers) or 'none'}")
     lines += [f"  {name}@r{n}: {old} -> {new}" for n, name, _, old, new in what.releases if new]
@@ -446,7 +455,7 @@ def as_text(what: Forgotten, dry_run: bool) -> str:
         told = "it may be: its training set is expired" if count is None else f"{count:,} rows"
         lines.append(f"  {version}: {told}")
     lines.append(
-        "not touched: source systems and a broker's topics (what they send of the person is set aside as"
+        "not touched: source systems, brokers among them (what they send of the person is set aside as"
         " forgotten), aggregates over many people, the fitted models, and backups"
     )
     head = "this would go (nothing was changed):" if dry_run else "this is gone:"

@@ -182,6 +182,24 @@ class Removal:
             counts[name] = (before[0] + rows, before[1])
         return counts
 
+    def told(self, column: str) -> set[str]:
+        """What the found rows say in a column of that name, in whatever table, as text."""
+        values: set[str] = set()
+        for (number,) in self._rows("select distinct number from hits"):
+            file = self._files[number]
+            if any(name == column for _, name in self._ever_named(file.table_id)):
+                values |= self._values(
+                    f"select {quoted(column)} from {file.scan()} where file_row_number in"
+                    f" (select pos from hits where number = {number})"
+                )
+        for (stored,) in self._rows("select distinct stored from inlined"):
+            if any(name == column for name, *_ in self._rows(f"describe {{c}}.{quoted(stored)}")):
+                values |= self._values(
+                    f"select {quoted(column)} from {{c}}.{quoted(stored)} where row_id in"
+                    f" (select number from inlined where stored = {literal(stored)})"
+                )
+        return values
+
     def remove(self, message: str) -> None:
         """Write the files anew and swap them in, in one transaction of the catalog.
 

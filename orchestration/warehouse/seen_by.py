@@ -51,7 +51,7 @@ def models_trained_on(
             whose = " or ".join(keyed)
         if not whose:
             continue
-        for version, snapshot, *moments in _models(connection, table):
+        for version, snapshot, *moments in sorted(_models(connection, table), key=str):
             window = dict(zip(_WINDOW, moments, strict=True))
             rows = _rows(connection, f"train_{table}", snapshot, whose, there, window)
             if rows != 0:

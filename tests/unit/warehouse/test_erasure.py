@@ -15,7 +15,7 @@ import pytest
 from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
-from orchestration.warehouse.erasure import Person, forget, receipts_of
+from orchestration.warehouse.erasure import Person, as_text, forget, receipts_of
 from orchestration.warehouse.holding import nobody_holding_rows
 from orchestration.warehouse.releases import release, releases, verify
 
@@ -322,3 +322,33 @@ def test_only_models_that_learned_from_the_person_are_listed_with_the_number_of_
         ("months", "month-0", 1), ("months", "month-2", 1),
         ("weeks", "old", None), ("weeks", "week-0", 5), ("weeks", "week-1", 5), ("weeks", "week-2", 5),
     ]  # fmt: skip
+
+
+def test_what_a_broker_still_holds_of_the_person_is_listed_by_topic_partition_and_offset(settings):
+    with connect(settings) as connection:
+        connection.execute("create schema raw; create schema quarantine; create schema staging")
+        connection.execute("create table staging.stg_pay as select 1 as customer_id")
+        connection.execute(
+            f"create table raw.pay__payments as select case when range in (5, 6, 9) then {ID} else range"
+            " end as cust, 'payments/' || (range % 400 // 200) || '/' || range as _source_position"
+            " from range(400)"
+        )
+        connection.execute(  # so few that the catalog keeps them
+            f"insert into raw.pay__payments values ({ID}, 'payments/1/7'), ({ID}, 'lake/part-1.parquet')"
+        )
+        connection.execute(
+            "create table quarantine.pay__payments as select 'torn' as reason,"
+            f""" '{{"cust": {ID}, "no' as payload, 'payments/0/7' as _source_position"""
+        )
+    left = {"payments": [(0, 5, 7), (0, 9, 9), (1, 7, 7)]}
+    assert forget(settings, WHO, dry_run=True).left == left
+    told = as_text(forget(settings, WHO), dry_run=False)
+    assert "topic payments, partition 0: offsets 5 to 7, 9" in told
+    forget(settings, WHO)  # there is no row any more that says it
+    with connect(settings, read_only=True) as connection:
+        assert (
+            connection.execute(
+                "select partition_number, first_offset, last_offset from landing.left_in_topics order by all"
+            ).fetchall()
+            == left["payments"]
+        )
