@@ -8,7 +8,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
@@ -20,12 +20,16 @@ from orchestration.defs.vocabulary import (
     column_lineage,
     described_schema,
     lineage_from,
+    picture,
     rows_and_version,
 )
 from orchestration.lineage.query import sources_of
 from orchestration.settings import PROJECT_ROOT, load_settings
 from orchestration.warehouse.connect import connect, transaction
-from orchestration.warehouse.frames import current_snapshot
+from orchestration.warehouse.frames import current_snapshot, read_frame
+
+if TYPE_CHECKING:
+    import duckdb
 
 DBT_PROJECT = DbtProject(project_dir=PROJECT_ROOT / "dbt_project")
 prepare_manifest()
@@ -163,9 +167,22 @@ def _with_table_metadata(invocation: DbtCliInvocation, events: list[Any]) -> Ite
                     "dagster/column_schema": described_schema(
                         relation, columns[relation], described
                     ),
+                    **(
+                        _drift_picture(connection, relation) if relation.endswith("__drift") else {}
+                    ),
                     **lineage,
                 },
             )
+
+
+def _drift_picture(
+    connection: "duckdb.DuckDBPyConnection", relation: str
+) -> dict[str, dg.MarkdownMetadataValue]:
+    """The newest week's drift tests, if there were any."""
+    from orchestration.learning.drift_plots import draw_drift
+
+    png = draw_drift(read_frame(connection, f"from {relation}"))
+    return {"plot": picture(png, "how far each feature has moved")} if png else {}
 
 
 @dbt_assets(
