@@ -18,7 +18,7 @@ import duckdb
 from orchestration.settings import Settings, load_settings
 from orchestration.warehouse.connect import connect, transaction, writing
 from orchestration.warehouse.maintenance import maintain
-from orchestration.warehouse.releases import move, release, releases, resolve
+from orchestration.warehouse.releases import move, release, releases, resolve, verify
 
 CHECKS = {"checks_passed": 1, "checks_warned": 0}
 TABLE = "training_sets.train_a"
@@ -77,13 +77,14 @@ def appended(connection: duckdb.DuckDBPyConnection, rows: int, number: int) -> N
 
 
 def updated(connection: duckdb.DuckDBPyConnection, rows: int, number: int) -> None:
-    """Other values in 1 % of the rows, spread over all of the table."""
+    """Other values in 1 % of the rows, scattered over all of the table."""
     row = ROW.format(id="id", salt=number * rows)
+    where = f"hash(id) % 100 = {number % 100}"
     with transaction(connection):
         connection.execute(
-            f"create or replace temp table made as select {row} from {TABLE} where id % 100 = {number % 100}"
+            f"create or replace temp table made as select {row} from {TABLE} where {where}"
         )
-        connection.execute(f"delete from {TABLE} where id % 100 = {number % 100}")
+        connection.execute(f"delete from {TABLE} where {where}")
         connection.execute(f"insert into {TABLE} from made")
 
 
@@ -120,6 +121,9 @@ def of_storage(settings: Settings, how: Callable[..., None], rows: int, count: i
             f" {bytes_now() / one:.2f} after upkeep (mark: 2)",
             flush=True,
         )
+        for known in releases(connection):
+            assert all(told == now for _, told, now in verify(connection, known.name)), known.name
+        print(f"    {count} releases hold the rows that were released", flush=True)
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ALIAS = "lake"
 """The warehouse's database name in every connection: `lake.features.feat_household__purchases`."""
 
+COMPRESSION = "zstd"
+"""Of the lake's Parquet files: half the room of the default."""
+
 
 def attach_statement(settings: Settings, *, read_only: bool = False, migrate: bool = False) -> str:
     """The ATTACH that opens the warehouse in any DuckDB of the pinned version."""
@@ -117,6 +120,14 @@ def attach(
             + (f": {error}" if settings.catalog_file else " (details withheld)"),
             mend="check WATERSHED_CATALOG and WATERSHED_DATA_DIR in .env, then run the command again",
         ) from None
+    now = f"from ducklake_current_snapshot('{ALIAS}')"
+    if not read_only and connection.execute(now).fetchall() == [(0,)]:  # just created
+        set_option(connection, "parquet_compression", COMPRESSION)
+
+
+def set_option(connection: duckdb.DuckDBPyConnection, name: str, value: str) -> None:
+    """Set one of DuckLake's options, which the catalog keeps for all who write."""
+    connection.execute(f"call ducklake_set_option('{ALIAS}', {literal(name)}, {literal(value)})")
 
 
 def _explain(error: duckdb.Error, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Keep the lake small: expire snapshots that no release needs, merge small files, remove what is left over.
+"""Keep the lake small: expire snapshots that no release needs, merge and compress files, remove what is left over.
 
 A released snapshot stays, and so do those that its training sets are rebuilt from: the ones in which
 staging was written, and what staging read then. Nothing after the last release is touched, since the next
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestration.settings import Settings
-from orchestration.warehouse.connect import ALIAS, writing
+from orchestration.warehouse.connect import ALIAS, COMPRESSION, set_option, writing
+from orchestration.warehouse.deletions import compress_deletions
 from orchestration.warehouse.frames import WRITES, table_exists
 
 if TYPE_CHECKING:
@@ -41,18 +42,20 @@ class Maintained:
     Attributes:
         snapshots_expired: how many can no longer be read.
         files_merged: small files that became fewer, larger ones.
+        deletions_compressed: delete files that were written anew, smaller.
         files_removed: files that nothing referred to.
     """
 
     snapshots_expired: int
     files_merged: int
+    deletions_compressed: int
     files_removed: int
 
 
 def maintain(
     connection: duckdb.DuckDBPyConnection, settings: Settings, *, keep_days: float = KEEP_DAYS
 ) -> Maintained:
-    """Expire, merge and clean up; readers go on meanwhile, writers wait.
+    """Expire, merge, compress and clean up; readers go on meanwhile, writers wait.
 
     Args:
         connection: a writing connection.
@@ -66,13 +69,18 @@ def maintain(
             connection.execute(
                 f"call ducklake_expire_snapshots('{ALIAS}', versions => {expired})"
             ).fetchall()
+        # What updates have scattered is merged with the encodings of Parquet's version 2, which make up for it.
+        set_option(connection, "parquet_compression", COMPRESSION)  # an older warehouse has none
+        set_option(connection, "parquet_version", "2")
         merged = connection.execute(f"call ducklake_merge_adjacent_files('{ALIAS}')").fetchall()
+        set_option(connection, "parquet_version", "1")
+        compressed = compress_deletions(connection, settings)
         removed = 0
         for function in ("ducklake_cleanup_old_files", "ducklake_delete_orphaned_files"):
             removed += len(
                 connection.execute(f"call {function}('{ALIAS}', older_than => {before})").fetchall()
             )
-    return Maintained(len(expired), sum(row[2] for row in merged), removed)
+    return Maintained(len(expired), sum(row[2] for row in merged), compressed, removed)
 
 
 def _expendable(connection: duckdb.DuckDBPyConnection, before: str) -> list[int]:

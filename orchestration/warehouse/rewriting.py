@@ -18,6 +18,7 @@ from uuid import uuid4
 from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import Settings
+from orchestration.warehouse.connect import COMPRESSION
 
 if TYPE_CHECKING:
     import duckdb
@@ -335,7 +336,7 @@ class Removal:
         encrypted = f", encryption_config {{footer_key_value: {_key(key)}}}" if key else ""
         ((_, count, size, footer, columns, _),) = self._rows(
             f"copy ({rows}) to {literal(path)} (format parquet, return_stats,"
-            f" field_ids {_field_ids(trees)}{encrypted})"
+            f" compression {COMPRESSION}, parquet_version v2, field_ids {_field_ids(trees)}{encrypted})"
         )
         return count, size, footer, columns
 

@@ -12,13 +12,16 @@ UPKEEP = dg.AssetKey(["monitoring", "lake_upkeep"])
 
 @dg.asset(
     key=UPKEEP,
-    description="Expires snapshots older than a week that no release needs, merges small files and"
-    " removes those that nothing refers to. A released snapshot is never touched. It holds no data.",
+    description="Expires snapshots older than a week that no release needs, merges small files,"
+    " compresses lists of deleted rows, and removes files that nothing refers to. A released snapshot is"
+    " never touched. It holds no data.",
     group_name="customer_segmentation",
     owners=["team:data-platform"],
     kinds={"duckdb"},
     tags={"layer": "monitoring"},
-    code_version=code_version("defs/monitoring/lake.py", "warehouse/maintenance.py"),
+    code_version=code_version(
+        "defs/monitoring/lake.py", "warehouse/maintenance.py", "warehouse/deletions.py"
+    ),
     check_specs=[
         dg.AssetCheckSpec(
             "keeps_every_release",
@@ -51,6 +54,7 @@ def lake_upkeep() -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]:
         metadata={
             "snapshots_expired": done.snapshots_expired,
             "files_merged": done.files_merged,
+            "deletions_compressed": done.deletions_compressed,
             "files_removed": done.files_removed,
             "snapshots": len(snapshots),
             "files_in_use": int(files or 0),

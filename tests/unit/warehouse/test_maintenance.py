@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import duckdb
 import pytest
 
-from orchestration.warehouse.connect import connect
+from orchestration.settings import load_settings
+from orchestration.warehouse.connect import connect, transaction
+from orchestration.warehouse.files import damaged
 from orchestration.warehouse.maintenance import Maintained, maintain
 from orchestration.warehouse.releases import release, releases, training_set, verify
 
@@ -70,6 +73,56 @@ def test_merging_files_is_no_change_that_would_be_released(lake, settings):
     assert release(lake, settings, **CHECKS) is None
 
 
+def test_releases_that_change_a_little_each_store_at_most_twice_one_after_upkeep(lake, settings):
+    rows, count = 100_000, 20
+
+    def change(where, salt):
+        lake.execute(
+            "create or replace temp table made as select id, md5((id + ?)::varchar) as name"
+            f" from training_sets.train_a where {where}", [salt],
+        )  # fmt: skip
+        with transaction(lake):
+            lake.execute(f"delete from training_sets.train_a where {where}")
+            lake.execute("insert into training_sets.train_a from made")
+
+    lake.execute(
+        "create table training_sets.train_a as"
+        f" select range as id, md5(range::varchar) as name from range({rows})"
+    )
+    release(lake, settings, **CHECKS)
+    one = size(settings)
+    for number in range(1, count):
+        change(f"hash(id) % {count} = {number}", number * rows)
+        release(lake, settings, **CHECKS)
+    done = maintain(lake, settings, keep_days=0)
+    assert done.deletions_compressed == 1
+    assert size(settings) < 2 * one
+    for known in releases(lake):
+        assert all(told == now for _, told, now in verify(lake, known.name))
+    assert not damaged(lake, settings)
+    change("id = 7", 1)  # the compressed file is added to like any other
+    change("hash(id) % 3 = 0", 2)
+    release(lake, settings, **CHECKS)
+    assert maintain(lake, settings, keep_days=0).deletions_compressed > 0
+    assert maintain(lake, settings, keep_days=0).deletions_compressed == 0
+    for known in releases(lake):
+        assert all(told == now for _, told, now in verify(lake, known.name))
+
+
+def test_compressed_deletions_are_as_encrypted_as_the_lake():
+    settings = load_settings(encrypted=True)
+    with connect(settings) as lake:
+        lake.execute("create schema training_sets")
+        lake.execute("create table training_sets.train_a as select range as id from range(5000)")
+        lake.execute("delete from training_sets.train_a where id % 2 = 0")
+        release(lake, settings, **CHECKS)
+        assert maintain(lake, settings, keep_days=0).deletions_compressed == 1
+        assert all(told == now for _, told, now in verify(lake, "r1"))
+        (path,) = (settings.data_dir / "lake").rglob("*-compressed-delete.parquet")
+    with duckdb.connect() as other, pytest.raises(duckdb.Error, match="encrypted"):
+        other.execute("select * from read_parquet(?)", [str(path)])
+
+
 def test_what_was_in_use_lately_and_what_came_after_the_last_release_stays(lake, settings):
     build(lake, 1)
     assert maintain(lake, settings, keep_days=0).snapshots_expired == 0  # no release yet
@@ -85,4 +138,4 @@ def test_what_was_in_use_lately_and_what_came_after_the_last_release_stays(lake,
 
 def test_an_empty_warehouse_has_nothing_to_maintain(settings):
     with connect(settings) as connection:
-        assert maintain(connection, settings) == Maintained(0, 0, 0)
+        assert maintain(connection, settings) == Maintained(0, 0, 0, 0)
