@@ -1,6 +1,6 @@
 """Sensor readings through a real Kafka broker at 20,000/s, landed and scored: latency, the most it takes, its memory.
 
-.ci/servers.py --only kafka .venv/bin/python -m benchmarks.maintenance_stream
+chrt -r 10 .ci/servers.py --only kafka .venv/bin/python -m benchmarks.maintenance_stream
 
 Four hundred machines of four sensors read once a minute; a minute passes in 80 ms, so that hours close
 while one looks: in the first of its minutes all machines' hours do. That is the worst that a plant can
@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.streams import landed, landing, quantiles
 from orchestration.connectors.event_consumer import open_consumer
 from orchestration.learning.machine_health import MACHINE_FEATURES, SENSOR_FEATURES, Model
 from orchestration.learning.warning_states import Policy
@@ -148,19 +147,6 @@ def scorer(data_dir: Path, url: str, stop: threading.Event) -> None:
     (data_dir / "scorer.json").write_text(json.dumps(told))
 
 
-def landing(settings: Settings, url: str) -> subprocess.Popen[bytes]:
-    """The process that lands, as `make stream` starts it."""
-    command = [str(Path(sys.executable).parent / "watershed"), "follow", "--with-parent"]
-    environment = {
-        **os.environ,
-        "WATERSHED_DATA_DIR": str(settings.data_dir),
-        "WATERSHED_PLANT_STREAM_URL": url,
-    }
-    return subprocess.Popen(
-        [*command, *(f"plant_stream.{topic}" for topic in LANDED)], env=environment
-    )
-
-
 class Heard:
     """What is said of machines, as it is received: when, where in the readings, and when it was sent."""
 
@@ -219,7 +205,8 @@ def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
         times = sorted(heard.received.items())
         (low, begun), (high, ended) = times[0], times[-1]
         rows = [("readings/s scored from a backlog", f"{(high - low) / (ended - begun):,.0f}", "")]
-        lands = landing(settings, url)
+        topics = [f"plant_stream.{topic}" for topic in LANDED]
+        lands = landing(settings, "WATERSHED_PLANT_STREAM_URL", url, topics, paced=True)
         rows += paced(settings, producer, heard)
     finally:
         stop.set()
@@ -236,16 +223,13 @@ def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def quantiles(values: list[float]) -> str:
-    """The median and the 99th percentile."""
-    return f"{np.quantile(values, 0.5):.1f} / {np.quantile(values, 0.99):.1f}"
-
-
 def paced(settings: Settings, producer, heard: Heard) -> list[tuple[str, str, str]]:
     """At 20,000 readings/s with landing beside: from `produce` here to the score's receipt here."""
     count = RATE * (SECONDS + WARM)
     messages = readings(count, DRAINED)
-    while landed(settings) < DRAINED:  # landing has caught up before the clock starts
+    while (
+        landed(settings, "plant_stream__readings") < DRAINED
+    ):  # landing has caught up before the clock starts
         time.sleep(0.5)
     sent = np.zeros(count)
     began = time.time()
@@ -259,8 +243,8 @@ def paced(settings: Settings, producer, heard: Heard) -> list[tuple[str, str, st
         producer.poll(0)
     took = time.time() - began
     producer.flush(30)
-    behind = landed(settings)
-    while landed(settings) < DRAINED + count:
+    behind = landed(settings, "plant_stream__readings")
+    while landed(settings, "plant_stream__readings") < DRAINED + count:
         time.sleep(0.2)
     waited = time.time() - began - took
     time.sleep(1)
@@ -281,16 +265,6 @@ def paced(settings: Settings, producer, heard: Heard) -> list[tuple[str, str, st
         ("landed when the last was sent", f"{behind / (DRAINED + count):.1%}", ""),
         ("all landed after, s", f"{waited:.1f}", ""),
     ]
-
-
-def landed(settings: Settings) -> int:
-    """How many readings have landed."""
-    with connect(settings, read_only=True) as connection:
-        try:
-            row = connection.execute("select count(*) from raw.plant_stream__readings").fetchone()
-        except Exception:  # noqa: BLE001 - not yet made
-            return 0
-    return int(row[0]) if row is not None else 0
 
 
 def main() -> None:

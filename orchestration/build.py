@@ -440,7 +440,8 @@ def follow(
         settings: which warehouse and sources.
         tables: topics of described event streams, `<system>.<entity>` each; one thread follows one.
         say: told what landed, and of troubles that are waited out.
-        with_parent: stop as well when the process that started this one has ended, however it did.
+        with_parent: stop as well when the process that started this one has ended, however it did,
+            and make way for it.
 
     Raises:
         MendableError: one of `tables` is no such topic, or cannot be landed.
@@ -448,6 +449,8 @@ def follow(
     import signal
     import threading
 
+    if with_parent:
+        os.nice(5)  # what is scored goes out first; what lands may wait a little
     topics = [_topic_of(table) for table in tables]
     stopping, parent = threading.Event(), os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from orchestration.connectors import Position, event_log
@@ -28,6 +28,9 @@ PARTITION_SECONDS = 10.0
 """How often a consumer looks for new partitions."""
 POLL_SECONDS = 0.2
 TOPIC_ID = "topic_id"
+
+Described = tuple[str, list[int]]
+"""A topic's id (empty if it has none) and its partitions."""
 
 _MADE_ANEW = " was deleted and made anew; what of the old one was not loaded yet is lost"
 _NAP_SECONDS = (0.000_25, 0.002)
@@ -65,6 +68,7 @@ class Consumer(ABC):
         self._topic_id = ""
         self._next: dict[int, int] = {}
         self._looked = 0.0
+        self._asked: Callable[[], Described | None] | None = None
 
     def __enter__(self) -> Consumer:
         return self
@@ -141,8 +145,11 @@ class Consumer(ABC):
         """Let go of connections and files."""
 
     @abstractmethod
-    def _describe(self, timeout_seconds: float) -> tuple[str, list[int]]:
-        """The topic's id (empty if it has none) and its partitions."""
+    def _describe(self) -> Described: ...
+
+    @abstractmethod
+    def _ask(self) -> Callable[[], Described | None]:
+        """Like `_describe`, but what is returned has the answer once it is there: nobody waits for it."""
 
     @abstractmethod
     def _watermarks(self, partitions: list[int]) -> dict[int, tuple[int, int]]: ...
@@ -166,7 +173,7 @@ class Consumer(ABC):
 
     def _meet(self, position: Position) -> tuple[list[int], dict[int, int]]:
         """The topic's partitions, and where they stood; nowhere if the topic was made anew."""
-        self._topic_id, partitions = self._describe(TIMEOUT_SECONDS)
+        self._topic_id, partitions = self._describe()
         self._looked = time.monotonic()
         known = {int(name): offset for name, offset in position.items() if name != TOPIC_ID}
         same = position.get(TOPIC_ID, self._topic_id) == self._topic_id
@@ -176,13 +183,19 @@ class Consumer(ABC):
         return partitions, known
 
     def _look_for_partitions(self) -> None:
-        if time.monotonic() - self._looked < PARTITION_SECONDS:
-            return
-        self._looked = time.monotonic()
+        if self._asked is None:
+            if time.monotonic() - self._looked < PARTITION_SECONDS:
+                return
+            self._looked = time.monotonic()
+            self._asked = self._ask()
         try:
-            topic_id, partitions = self._describe(1.0)
+            described = self._asked()
         except SourceUnavailableError:
+            self._asked = None
             return  # its partitions can be looked for when it is back
+        if described is None:
+            return
+        self._asked, (topic_id, partitions) = None, described
         if topic_id != self._topic_id:
             self._gap(_MADE_ANEW)
             raise self._gap_error()
@@ -244,9 +257,12 @@ class LogConsumer(Consumer):
         for reader in self._readers.values():
             reader.close()
 
-    def _describe(self, timeout_seconds: float) -> tuple[str, list[int]]:
+    def _describe(self) -> Described:
         topic_id, partitions = event_log.describe_topic(self._folder, self.source.topic)
         return topic_id, list(range(partitions))
+
+    def _ask(self) -> Callable[[], Described | None]:
+        return self._describe  # a look into a folder
 
     def _watermarks(self, partitions: list[int]) -> dict[int, tuple[int, int]]:
         return {p: event_log.watermarks(self._folder, self.source.topic, p) for p in partitions}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -19,7 +20,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from orchestration.connectors.event_consumer import TIMEOUT_SECONDS, Consumer
+from orchestration.connectors.event_consumer import TIMEOUT_SECONDS, Consumer, Described
 from orchestration.connectors.event_log import Event, NoTopicError, in_columns
 from orchestration.errors import MendableError, SourceUnavailableError
 
@@ -90,22 +91,34 @@ class KafkaConsumer(Consumer):
         """Close the connections."""
         self._client.close()
 
-    def _describe(self, timeout_seconds: float) -> tuple[str, list[int]]:
-        topic, until = self.source.topic, time.monotonic() + timeout_seconds
+    def _describe(self) -> Described:
+        topic, until = self.source.topic, time.monotonic() + TIMEOUT_SECONDS
         self._complaint = self.trouble = ""
         while True:  # a broker that is there answers at once; one that refuses is not waited for
             try:
-                self._client.list_topics(topic, timeout=min(1.0, timeout_seconds))
+                self._client.list_topics(topic, timeout=1.0)
                 break
             except KafkaException as error:
                 self._client.poll(0)  # lets `_hear` hear
                 if self._complaint in _LASTING or time.monotonic() >= until:
                     raise self._error(self._complaint or error.args[0].name()) from None
-        described = self._admin.describe_topics(
-            TopicCollection([topic]), request_timeout=timeout_seconds
+        return self._answer(self._asked_for(TIMEOUT_SECONDS))
+
+    def _ask(self) -> Callable[[], Described | None]:
+        # Not on the consumer's own connection, where a question waits behind its long poll.
+        asked = self._asked_for(1.0)
+        return lambda: self._answer(asked) if asked.done() else None
+
+    def _asked_for(self, seconds: float) -> Future[Any]:
+        topics = TopicCollection([self.source.topic])
+        described: dict[str, Future[Any]] = self._admin.describe_topics(
+            topics, request_timeout=seconds
         )
+        return described[self.source.topic]
+
+    def _answer(self, asked: Future[Any]) -> Described:
         try:
-            found = described[topic].result()
+            found = asked.result()
         except KafkaException as error:
             raise self._error(error.args[0].name()) from None
         return str(found.topic_id or ""), sorted(partition.id for partition in found.partitions)

@@ -12,7 +12,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -109,11 +109,25 @@ def run(
         engine = _Engine(use_case, publisher, status, stop, say)
         stack.callback(engine.close)
         if engine.start():
-            gc.collect()
-            gc.freeze()  # the state is there to stay: no collection has to look at it again
-            stack.callback(gc.unfreeze)
+            stack.enter_context(_collected_by_hand())
             engine.follow()
     return status
+
+
+@contextmanager
+def _collected_by_hand() -> Iterator[None]:
+    """No garbage collection comes by itself, in the middle of a score; `_Engine.follow` asks for it.
+
+    The state is there to stay: no collection has to look at it again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class _Engine:
@@ -157,6 +171,9 @@ class _Engine:
                         break
             full = self._take(last, _WAIT_SECONDS)
             if self.status.is_due():
+                gc.collect(
+                    1
+                )  # what is new since the last second: a look at all of it takes too long
                 # A consumer that gave less than it might has nothing more: only then ask for the end.
                 lag = self._lag(self.consumers[last]) if full else 0
                 line = self.status.line(lag, self.consumers[last].trouble)
@@ -192,6 +209,7 @@ class _Engine:
             self.consumers[number] = open_consumer(topic)
             try:
                 self.consumers[number].start(position)
+                gc.collect()  # a consumer and its callbacks hold each other
                 return
             except PassingError as again:
                 wait = self._pause(again, wait)

@@ -155,6 +155,21 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(folder, monkeypatc
     batches.close()
 
 
+def test_events_come_while_a_look_for_partitions_has_no_answer_yet(folder, monkeypatch):
+    monkeypatch.setattr(event_consumer, "PARTITION_SECONDS", 0.0)
+    produce(folder, range(3))
+    with open_consumer(topic_in(folder)) as consumer:
+        described, answers = consumer._describe, iter([None, None])
+        consumer.start({})
+        create_topic(folder, "orders", 2)
+        key = next(b"%d" % n for n in range(9) if event_log.partition_of(b"%d" % n, 2) == 1)
+        produce(folder, [3], keys=[key])
+        consumer._ask = lambda: lambda: next(answers, described())
+        seen = [event.partition for _ in range(5) for event in consumer.poll(1, 0.0)]
+    assert seen[:2] == [0, 0]
+    assert sorted(seen) == [0, 0, 0, 1]
+
+
 def test_the_low_level_consumer_hands_over_an_event_soon_after_it_was_appended(folder):
     with open_consumer(topic_in(folder)) as consumer, Producer(folder, "orders") as producer:
         consumer.start({})
