@@ -115,14 +115,12 @@ demote: $(INSTALLED) ## put the model before back in force: use_case=fraud_detec
 trace: $(INSTALLED) ## from a prediction to model, training set and source rows: table=payment_scores key=transaction_id=17
 	@$(BIN)/watershed trace "$(table)" "$(key)"
 
-mlflow: $(INSTALLED) mlflow-installed ## MLflow's own page on the registry, from an environment of its own; port=5000
+mlflow: $(INSTALLED) .venv-mlflow/.installed ## MLflow's own page on the registry, from an environment of its own; port=5000
 	@url=$$($(BIN)/python -c 'from orchestration.settings import load_settings; print(load_settings().mlflow_url.get_secret_value())') || exit 1; \
 	case "$$url" in \
 	http*) echo "WATERSHED_MLFLOW_URL names a server: its own page shows the registry" ;; \
 	*) MLFLOW_BACKEND_STORE_URI="$$url" .venv-mlflow/bin/mlflow ui --host 127.0.0.1 --port $(or $(port),5000) ;; \
 	esac
-
-mlflow-installed: .venv-mlflow/.installed
 
 # Of the version whose client is locked. MLflow's server needs older packages than ours.
 .venv-mlflow/.installed: requirements.lock
@@ -165,4 +163,4 @@ bench-ingestion: $(INSTALLED) ## landing against dlt and the machine's limit, on
 clean: ## delete everything built (the data folder), keep .venv and .env
 	rm -rf data
 
-.PHONY: help install reinstall lock demo build turbofan reload follow stream acknowledge serve page ui sql releases rollback rollforward share roles verify backup restore migrate rebuild diff alerts lineage models promote demote trace mlflow mlflow-installed forget settings test services torture lint bench bench-ingestion clean
+.PHONY: help install reinstall lock demo build turbofan reload follow stream acknowledge serve page ui sql releases rollback rollforward share roles verify backup restore migrate rebuild diff alerts lineage models promote demote trace mlflow forget settings test services torture lint bench bench-ingestion clean

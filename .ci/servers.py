@@ -276,9 +276,8 @@ def install(names: Sequence[str], others: Sequence[str] = ()) -> None:
     if "mvn" in programs:
         _class_path()
     if "mlflow" in names:
-        _tell_only_failure(
-            ["make", "--no-print-directory", f"--directory={ROOT}", "mlflow-installed"]
-        )
+        make = ["make", "--no-print-directory", f"--directory={ROOT}", ".venv-mlflow/.installed"]
+        _tell_only_failure(make)
 
 
 @contextmanager

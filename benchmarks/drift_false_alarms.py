@@ -5,6 +5,9 @@
 
 Known limit, not in the table: AR(0.98) under white noise of a quarter to all of its variance, in the shortest window
 (14 + 42), looks independent; of such series up to 0.6 % per test are called drifted, where 0.01 % are to be.
+That is an alarm in 11 to 28 of 100 stable suites of nothing but such features, in 800 of each; AR(0.9) under noise, up
+to 11. To ask for 12 independent days instead of 32 would test more (AR(0.3): 93 % of the series instead of 10) and keep
+suites without noise within 1 %, but not these: 30 to 40 of 100 under noise of a tenth to a quarter.
 """
 
 from __future__ import annotations
