@@ -115,6 +115,7 @@ def scorer(data_dir: Path, url: str, stop: threading.Event) -> None:
     settings = load_settings(data_dir=data_dir, payments_stream_url=url)
     model = trained()
     with open_publisher(stream_topic(settings, "payments")) as publisher:
+        publisher.meet(TOPICS)
         use_case = FraudScoring(settings, lambda: model)
         run(use_case, publisher, stop=stop.is_set, say=lambda line: print(line, flush=True))
 

@@ -1,4 +1,4 @@
-"""Sensor readings through a real Kafka broker at 20,000/s, landed and scored: latency, the most it takes, its memory.
+"""Sensor readings through a real Kafka broker at 20,000/s, landed and scored: latency, the most it takes, its restart.
 
 chrt -r 10 .ci/servers.py --only kafka .venv/bin/python -m benchmarks.maintenance_stream
 
@@ -29,16 +29,18 @@ from orchestration.connectors.event_consumer import open_consumer
 from orchestration.learning.machine_health import MACHINE_FEATURES, SENSOR_FEATURES, Model
 from orchestration.learning.warning_states import Policy
 from orchestration.settings import Settings, load_settings
+from orchestration.streaming import maintenance_state
 from orchestration.streaming.engine import run
 from orchestration.streaming.events import at_time
 from orchestration.streaming.maintenance_scoring import TOPICS, MaintenanceScoring, stream_topic
 from orchestration.streaming.publisher import open_publisher
-from orchestration.streaming.sensor_windows import HOUR, Plant, Reading, Record, Reference, Spec
+from orchestration.streaming.sensor_plant import HOUR, HourSums, Plant, Record, Reference, Spec
+from orchestration.streaming.sensor_windows import SensorWindows
 from orchestration.warehouse.connect import connect
 
 MACHINES, SENSORS = 400, 4
-RATE, SECONDS, WARM = 20_000, 30, 6
-DRAINED = 200_000
+RATE, SECONDS, WARM = 20_000, 30, 14
+DRAINED, REBUILT = 200_000, 10_000_000
 FAULTY_FROM = 300
 """The minute from which every fiftieth machine reads too much."""
 MINUTE = HOUR // 60
@@ -62,7 +64,7 @@ class Known:
     policy: Policy | None = field(
         default_factory=lambda: Policy(48, 125, 24, 60, 2, 6, 500.0, 1000.0, 16.0, 4.0)
     )
-    news: deque[tuple[Plant, list[Reading]]] = field(default_factory=deque)
+    news: deque[tuple[Plant, list[HourSums]]] = field(default_factory=deque)
 
 
 def model() -> Model:
@@ -113,6 +115,33 @@ def readings(count: int, first: int) -> list[tuple[bytes, bytes]]:
     ]
 
 
+def restart_seconds(settings: Settings) -> float:
+    """From a warehouse with `REBUILT` landed readings to a state that can score."""
+    with connect(settings) as connection:
+        connection.execute("create schema raw")
+        connection.execute(
+            f"""
+            create table raw.plant_stream__readings as
+            select printf('machine-%04d', i // {SENSORS} % {MACHINES}) as machine_id,
+                make_timestamp({BEGIN} + i // {SENSORS * MACHINES} * {MINUTE}) as read_at,
+                'sensor_' || i % {SENSORS} as sensor,
+                50 + hash(i) % 1000 / 1000 as value,
+                'degC' as unit,
+                timestamp '2025-01-10' + to_seconds(i // 60000) as _loaded_at,
+                'readings/0/' || i as _source_position
+            from range({REBUILT}) as rows (i)
+            """
+        )
+    started, plant = time.perf_counter(), Known().plant
+    with maintenance_state.snapshot(settings) as landed:
+        landed.last_day()
+        windows = SensorWindows(plant)
+        windows.rebuild(landed.readings(None, plant))
+    if windows.newest < BEGIN + (REBUILT // (SENSORS * MACHINES) - 1) * MINUTE:
+        raise RuntimeError("the state does not reach to the last landed reading")
+    return time.perf_counter() - started
+
+
 class Timed(MaintenanceScoring):
     """Knows how long after it was sent each reading was taken in, and all that it changes was made."""
 
@@ -140,6 +169,7 @@ def scorer(data_dir: Path, url: str, stop: threading.Event) -> None:
     settings = load_settings(data_dir=data_dir, plant_stream_url=url)
     trained = model()
     with open_publisher(stream_topic(settings, "readings")) as publisher:
+        publisher.meet(TOPICS)
         use_case = Timed(settings, Known(), lambda kind: trained)
         run(use_case, publisher, stop=stop.is_set, say=lambda line: print(line, flush=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -204,7 +234,8 @@ def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
             time.sleep(0.1)
         times = sorted(heard.received.items())
         (low, begun), (high, ended) = times[0], times[-1]
-        rows = [("readings/s scored from a backlog", f"{(high - low) / (ended - begun):,.0f}", "")]
+        rate = (high - low) / (ended - begun)
+        rows = [("readings/s scored from a backlog", f"{rate:,.0f}", "")]
         topics = [f"plant_stream.{topic}" for topic in LANDED]
         lands = landing(settings, "WATERSHED_PLANT_STREAM_URL", url, topics, paced=True)
         rows += paced(settings, producer, heard)
@@ -220,6 +251,8 @@ def measure(url: str, data_dir: Path) -> list[tuple[str, str, str]]:
     rows.insert(2, ("reading sent to taken in, ms p50 / p99", taken_in, "p99 50"))
     rows.append(("warnings opened", f"{told['warnings']:,}", ""))
     rows.append(("most memory of the scorer, MB", f"{told['peak_mb']:,.0f}", ""))
+    settings = load_settings(data_dir=data_dir / "landed", plant_stream_url=url)
+    rows.append(("10 M readings to a state, s", f"{restart_seconds(settings):.1f}", "15"))
     return rows
 
 
@@ -254,7 +287,7 @@ def paced(settings: Settings, producer, heard: Heard) -> list[tuple[str, str, st
     inside = [heard.inside[place] for place in places]
 
     return [
-        ("readings/s sent, for 36 s", f"{count / took:,.0f}", f"{RATE:,}"),
+        (f"readings/s sent, for {WARM + SECONDS} s", f"{count / took:,.0f}", f"{RATE:,}"),
         (
             "reading that ends an hour sent to score received, ms p50 / p99",
             quantiles(whole),

@@ -38,15 +38,8 @@ from orchestration.streaming.maintenance_events import (
 )
 from orchestration.streaming.maintenance_state import KnownPlant, Said, Snapshot
 from orchestration.streaming.publisher import UNCONFIRMED, open_publisher
-from orchestration.streaming.sensor_windows import (
-    DAY,
-    FEATURES,
-    HISTORY,
-    Hour,
-    Plant,
-    Reading,
-    SensorWindows,
-)
+from orchestration.streaming.sensor_plant import DAY, HourSums, Plant, Reading
+from orchestration.streaming.sensor_windows import FEATURES, HISTORY, Hour, SensorWindows
 from orchestration.streaming.topics import topic_of, unlanded
 
 if TYPE_CHECKING:
@@ -96,7 +89,7 @@ class Known(Protocol):
 
     plant: Plant
     policy: Policy | None
-    news: deque[tuple[Plant, list[Reading]]]
+    news: deque[tuple[Plant, list[HourSums]]]
 
 
 class _Closed(NamedTuple):
@@ -202,9 +195,10 @@ class MaintenanceScoring:
             features = self._tail(landed, "sensor_features", SensorFeatures)
             warnings = landed.warnings() + self._tail(landed, "warnings", Warned)
             said = landed.said(_AGAIN) + [_said(one) for one in healths]
-            position, starts = landed.position("readings"), landed.last_day()
-            begins: dict[int, int] = {}
-            for part in {one.part for one in said}:
+            position, parts = landed.position("readings"), {one.part for one in said}
+            landed_parts = {int(part) for part in position if part != TOPIC_ID}
+            starts = {} if landed_parts <= parts else landed.last_day()
+            for part in parts:
                 last = sorted((one for one in said if one.part == part), key=lambda s: -s.place)
                 starts[part] = last[:_AGAIN][-1].place
                 self._recent |= {(one.machine_id, one.as_of) for one in last[:_AGAIN]}
@@ -215,14 +209,8 @@ class MaintenanceScoring:
             topic_id = {TOPIC_ID: position[TOPIC_ID]} if TOPIC_ID in position else {}
             readings.start(known | topic_id if position else {})
             begins = {int(p): at for p, at in readings.position.items() if p != TOPIC_ID}
-            self.windows.is_live = False
             before = begins if readings.first_time else None
-            for reading, part in landed.readings(before, self._plant.plant):
-                try:
-                    self.windows.add(reading, part)
-                except UnfitError:
-                    continue  # it was set aside when it came
-            self.windows.is_live = True
+            self.windows.rebuild(landed.readings(before, self._plant.plant))
             since = min((as_of for _, as_of in self._recent), default=0)
             self._features = landed.features(since) if self._recent else set()
             self._features |= {
@@ -256,9 +244,9 @@ class MaintenanceScoring:
             scored.messages += self._acknowledge(events, scored.set_aside)
             return scored
         while self._plant.news:
-            plant, readings = self._plant.news.popleft()
+            plant, landed = self._plant.news.popleft()
             self.windows.use(plant)
-            self.windows.recall(readings)
+            self.windows.recall(landed)
         closed: list[_Closed] = []
         aside, add = scored.set_aside, self.windows.add
         for event in events:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from orchestration.connectors import Position
-from orchestration.duckdb_session import literal
 from orchestration.errors import MendableError
 from orchestration.learning.warning_states import Policy, policy_of
 from orchestration.settings import Settings
 from orchestration.streaming.champion import Watch
+from orchestration.streaming.landed_hours import PRESENT, landed_hours
 from orchestration.streaming.maintenance_events import Warned
-from orchestration.streaming.sensor_windows import (
-    LATENESS,
-    WINDOWS,
+from orchestration.streaming.sensor_plant import (
+    HOUR,
+    HourSums,
+    Landed,
     Plant,
-    Reading,
     Record,
     Reference,
     Spec,
@@ -60,22 +60,6 @@ _ARRIVED = """
         cast(split_part(_source_position, '/', -2) as integer) as part,
         cast(split_part(_source_position, '/', -1) as bigint) as place
     from {table}
-"""
-# As int_readings__hourly has it: on from the last hour in which a fair part of the machines spoke.
-_PRESENT = """
-    spoken as (
-        select date_trunc('hour', read_at) as hour_at, count(distinct machine_id) as machines,
-            lag(date_trunc('hour', read_at)) over (order by date_trunc('hour', read_at)) as before
-        from arrived group by 1
-    ),
-    clock as (
-        select coalesce(min(hour_at), timestamp '2100-01-01') as ahead_from from spoken
-        where hour_at >= before + interval 25 hours
-            and hour_at > (
-                select max(hour_at) from spoken
-                where machines * 10 >= (select median(machines) from spoken)
-            )
-    )
 """
 
 
@@ -174,12 +158,15 @@ class Snapshot:
         """Per partition the place of the first reading of the last day that has landed."""
         rows = self._connection.execute(
             f"""
-            with arrived as ({self._arrived()}), {_PRESENT},
-            present as (
-                select arrived.* from arrived, clock where read_at < ahead_from
-            )
+            with arrived as ({self._arrived()}),
+            heard as (
+                select machine_id, epoch_us(read_at) // {HOUR} as hour, part, min(place) as place
+                from arrived group by all
+            ),
+            {PRESENT},
+            present as (select heard.* from heard, clock where hour < ahead_from)
             select part, min(place) from present
-            where read_at >= (select max(read_at) from present) - interval 1 day
+            where hour >= (select max(hour) from present) - 24
             group by 1
             """
         ).fetchall()
@@ -190,64 +177,19 @@ class Snapshot:
         before: Mapping[int, int] | None,
         plant: Plant,
         machines: Collection[str] | None = None,
-    ) -> Iterator[tuple[Reading, int]]:
-        """The readings, in the order of arrival, that the features of a machine's next hour are made of.
-
-        Those are its last day's, those of its episode's first hours, and the last one of every sensor.
+    ) -> Landed:
+        """The readings that the features of a machine's next hour are made of, summed up.
 
         Args:
             before: per partition of the topic, the offset to stop before; None: all that landed.
             plant: whose machines and episodes these are.
             machines: only of these.
-
-        Yields:
-            Readings, and the partition of each.
         """
-        import pyarrow as pa
-
-        starts = [(one, at) for one, record in plant.machines.items() for at in record.starts]
-        episodes = pa.table(
-            {
-                "machine_id": pa.array([one for one, _ in starts], pa.string()),
-                "started_at": pa.array([at for _, at in starts], pa.timestamp("us")),
-            }
-        )
-        self._connection.register("episodes", episodes)
-        places = [f"(part = {p} and place < {at})" for p, at in (before or {}).items()]
-        limits = [] if before is None else [f"({' or '.join(places) or 'false'})"]
-        own = list(limits)
-        if machines is not None:
-            own.append(f"machine_id in ({', '.join(map(literal, machines)) or 'null'})")
-        cursor = self._connection.execute(
-            f"""
-            with arrived as (from ({self._arrived()}) where {" and ".join(limits) or "true"}),
-            {_PRESENT},
-            present as (
-                select arrived.*,
-                    date_trunc('hour', max(read_at) over (partition by machine_id)) as last_hour_at,
-                    max(read_at) over (partition by machine_id, sensor) as last_read_at
-                from arrived, clock
-                where read_at < ahead_from and {" and ".join(own) or "true"}
-            ),
-            placed as (
-                select present.*, e.started_at
-                from present asof join episodes as e
-                    on present.machine_id = e.machine_id and present.last_hour_at >= e.started_at
-            )
-            select machine_id, sensor, epoch_us(read_at), value, unit, part
-            from placed
-            where read_at >= last_hour_at - interval {WINDOWS[-1] + LATENESS // 3_600_000_000} hours
-                or read_at = last_read_at
-                or (
-                    read_at >= started_at
-                    and read_at < started_at + interval {plant.baseline_hours + 1} hours
-                )
-            order by _loaded_at, part, place
-            """
-        )
-        while rows := cursor.fetchmany(50_000):
-            for *reading, part in rows:
-                yield Reading(*reading), part
+        arrived = self._arrived()
+        if before is not None:
+            places = [f"(part = {part} and place < {at})" for part, at in before.items()]
+            arrived = f"from ({arrived}) where {' or '.join(places) or 'false'}"
+        return landed_hours(self._connection, arrived, plant, machines)
 
     def said(self, last: int) -> list[Said]:
         """Of each partition of the readings the last hours that were said, and of each machine the last."""
@@ -319,7 +261,7 @@ class KnownPlant(Watch):
     Attributes:
         plant: what is known by now.
         policy: when warnings open and close; None while nothing has been built.
-        news: what became known since the start: the plant, and the readings to recall with it.
+        news: what became known since the start: the plant, and the landed hours to recall with it.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
@@ -328,7 +270,7 @@ class KnownPlant(Watch):
         self._has_looked = False
         self.plant = Plant()
         self.policy: Policy | None = None
-        self.news: deque[tuple[Plant, list[Reading]]] = deque()
+        self.news: deque[tuple[Plant, list[HourSums]]] = deque()
 
     def look(self) -> None:
         """Take in what is new."""
@@ -353,13 +295,10 @@ class KnownPlant(Watch):
                     or plant.sensors.get(record.machine_model)
                     != before.sensors.get(record.machine_model)
                 ]
-                readings = [
-                    reading
-                    for reading, _ in landed.readings(None, plant, changed)
-                    if self._has_looked  # a start reads them itself
-                ]
+                # A start reads them itself.
+                hours = landed.readings(None, plant, changed).hours if self._has_looked else []
             self.plant = plant
-            self.news.append((plant, readings))
+            self.news.append((plant, hours))
             self._tell(
                 f"{len(plant.machines):,} machines are known, {len(plant.references):,} references"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from orchestration.errors import MendableError, SourceUnavailableError
 if TYPE_CHECKING:
     from orchestration.connectors.event_stream import EventTopic
     from orchestration.streaming.engine import Message
+
+_log = logging.getLogger(__name__)
 
 UNCONFIRMED = 10_000
 """The most messages that may be on their way: what a kill can lose of what was published last."""
@@ -44,6 +47,10 @@ class Publisher(ABC):
             SourceUnavailableError: the broker does not answer.
             MendableError: a topic cannot be made.
         """
+
+    def meet(self, topics: Sequence[str]) -> None:
+        """Find out where topics stand, so that the first message to each need not wait for that."""
+        return
 
     @abstractmethod
     def publish(self, messages: Sequence[Message], stop: Callable[[], bool]) -> None:
@@ -141,6 +148,16 @@ class KafkaPublisher(Publisher):
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise self._error(topic, error.args[0].name()) from None
         return absent
+
+    def meet(self, topics: Sequence[str]) -> None:
+        """Ask the broker; one that is away is waited for when there is something to publish."""
+        from confluent_kafka import KafkaException
+
+        try:
+            for topic in topics:
+                self._producer.list_topics(topic, timeout=5)
+        except KafkaException as error:
+            _log.warning("the broker of %s: %s", self._source.name, error.args[0].name())
 
     def publish(self, messages: Sequence[Message], stop: Callable[[], bool]) -> None:
         """Hand messages to librdkafka, which sends them at once."""

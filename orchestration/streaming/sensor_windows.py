@@ -18,22 +18,29 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import floor, sqrt
 from operator import sub
 from typing import NamedTuple
 
 from orchestration.streaming.events import UnfitError
+from orchestration.streaming.sensor_plant import (
+    DAY,
+    HOUR,
+    LATENESS,
+    MOST_VALUE,
+    REMEMBERED,
+    WINDOWS,
+    HourSums,
+    Landed,
+    Plant,
+    Reading,
+    Record,
+    Reference,
+    Spec,
+    mark_of,
+)
 
-HOUR = 3_600_000_000
-DAY = 24 * HOUR
-WINDOWS = (6, 24)
-LATENESS = DAY
-"""How much older than the machine's newest reading one may be and still be put in its place."""
-REMEMBERED = 128
-"""The last readings of a sensor, against which one is known to be a duplicate."""
 MOST_SETTINGS = 6
-MOST_VALUE = 1e9
 
 _KEPT = WINDOWS[-1] + 1
 _SLACK = 48
@@ -72,67 +79,6 @@ HISTORY = (
 """What a machine's row holds, as in feat_machine__history."""
 
 Row = tuple[float | int | bool | None, ...]
-
-
-class Spec(NamedTuple):
-    """A sensor as its model's register has it; `step` (millionths) is 0 if it is no such setting."""
-
-    unit: str
-    least: float | None = None
-    most: float | None = None
-    step: int = 0
-
-
-class Reference(NamedTuple):
-    """What a model's sensor reads in a condition: millionths of its unit; used from `known_hour` on."""
-
-    mean: int
-    std: float | None
-    known_hour: int
-
-
-class Record(NamedTuple):
-    """A machine as the register and the logs have it: times in microseconds, sorted.
-
-    `starts` are those of its episodes, by number; the first is when it was commissioned. `works` are
-    repairs and preventive maintenance.
-    """
-
-    machine_model: str
-    starts: tuple[int, ...]
-    works: tuple[int, ...] = ()
-    recalibrations: tuple[int, ...] = ()
-    failures: tuple[int, ...] = ()
-    errors: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plant:
-    """What is known of the plant beside its readings.
-
-    Attributes:
-        machines: by machine_id.
-        sensors: by model of machine, then by sensor.
-        conversions: (unit, to unit) to factor and addend.
-        references: by (machine_model, sensor, condition).
-        baseline_hours: how many of an episode's first hours are its baseline.
-    """
-
-    machines: Mapping[str, Record] = field(default_factory=dict)
-    sensors: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
-    conversions: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    references: Mapping[tuple[str, str, int], Reference] = field(default_factory=dict)
-    baseline_hours: int = 24
-
-
-class Reading(NamedTuple):
-    """A reading; `at` in microseconds since 1970 UTC."""
-
-    machine_id: str
-    sensor: str
-    at: int
-    value: float
-    unit: str
 
 
 class Hour(NamedTuple):
@@ -196,11 +142,10 @@ class SensorWindows:
 
     Attributes:
         newest: the time of the latest reading; 0 before the first.
-        is_live: whether closed hours are told; not while the state is rebuilt.
     """
 
     def __init__(self, plant: Plant) -> None:
-        self.newest, self.is_live = 0, True
+        self.newest = 0
         self._plant = plant
         self._machines: dict[str, _Machine] = {}
         self._clocks: dict[int, int] = {}
@@ -240,7 +185,7 @@ class SensorWindows:
         own = machine.sensors.get(sensor) or self._new_sensor(machine, sensor)
         if at < machine.newest - LATENESS:
             raise UnfitError("more than 24 h late")
-        hour, mark, flag = at // HOUR, hash((value, unit)), -1
+        hour, mark, flag = at // HOUR, mark_of(value, unit), -1
         if at <= own.newest:
             known = [own.marks[n] for n, then in enumerate(own.times) if then == at]
             if mark in known:
@@ -277,28 +222,42 @@ class SensorWindows:
                 self.newest = at
         return closed
 
-    def recall(self, readings: Iterable[Reading]) -> None:
-        """Put landed readings into hours that are no longer, or were never, in the state.
+    def rebuild(self, landed: Landed) -> None:
+        """Fill an empty state with what `add` would have made of the landed readings.
 
         Args:
-            readings: in the order of arrival; those of hours that are in the state are left out.
+            landed: of the machines and sensors of the plant.
         """
-        first: dict[tuple[str, str, int], Reading] = {}
-        for reading in readings:
-            first.setdefault(reading[:3], reading)
+        for machine_id, sensor, newest, times, marks in landed.sensors:
+            own = self._sensor(machine_id, sensor)
+            own.newest, own.times, own.marks = newest, times, marks
+        for machine_id, sensor, hour, kind in landed.flags:
+            self._sensor(machine_id, sensor).flags.setdefault(hour, [0, 0, 0])[kind] += 1
+        for machine_id, sensor, hour, *sums, last in landed.hours:
+            own = self._sensor(machine_id, sensor)
+            own.hours[hour] = sums
+            own.last = max(own.last, last)
+            self._machines[machine_id].spoken.add(hour)
+        for machine_id, newest, hour, partition, is_open in landed.machines:
+            machine = self._machines[machine_id]
+            machine.newest, machine.hour = newest, hour
+            machine.partition, machine.is_open = partition, is_open
+            self.newest = max(self.newest, newest)
+        self._clocks = dict(landed.clocks)
+
+    def recall(self, landed: Iterable[HourSums]) -> None:
+        """Put landed hours into the state that are no longer, or were never, in it."""
         found: dict[tuple[str, str], dict[int, list[int]]] = {}
-        for machine_id, sensor, at, value, unit in first.values():
+        for machine_id, sensor, hour, *sums, last in landed:
             try:
-                machine = self._machines.get(machine_id) or self._new(machine_id)
-                own = machine.sensors.get(sensor) or self._new_sensor(machine, sensor)
-                micros = self._micros(own.spec, value, unit)
+                own = self._sensor(machine_id, sensor)
             except UnfitError:
-                continue
-            hour = at // HOUR
+                continue  # the register has moved on
+            machine = self._machines[machine_id]
             if hour not in machine.spoken or hour < machine.hour - _KEPT:
-                _put(found.setdefault((machine_id, sensor), {}), hour, micros)
-                own.newest, own.last = max(own.newest, at), max(own.last, at)
-                machine.newest = max(machine.newest, at)
+                found.setdefault((machine_id, sensor), {})[hour] = sums
+                own.newest, own.last = max(own.newest, last), max(own.last, last)
+                machine.newest = max(machine.newest, last)
         for (machine_id, sensor), hours in found.items():
             machine = self._machines[machine_id]
             own = machine.sensors[sensor]
@@ -309,6 +268,10 @@ class SensorWindows:
             machine.number = -1  # the episode's first hours are looked up again
             for one in machine.sensors.values():
                 one.is_stale = True
+
+    def _sensor(self, machine_id: str, sensor: str) -> _Sensor:
+        machine = self._machines.get(machine_id) or self._new(machine_id)
+        return machine.sensors.get(sensor) or self._new_sensor(machine, sensor)
 
     def _new(self, machine_id: str) -> _Machine:
         record = self._plant.machines.get(machine_id)
@@ -366,11 +329,6 @@ class SensorWindows:
             for own in machine.sensors.values():
                 own.is_stale = True
                 own.heard = min((h for h in own.hours if h >= first), default=_NEVER)
-        if not self.is_live:
-            for own in machine.sensors.values():
-                own.is_stale = True
-            self._forget(machine)
-            return
         condition = self._condition(machine, hour)
         rows = {}
         for own in machine.sensors.values():

@@ -128,6 +128,7 @@ def _score(settings: Settings, name: str, stop: Callable[[], bool], say: Say) ->
         open_publisher(topic_of(settings, served.stream, served.topics[0])) as publisher,
         served.opened(settings, say) as use_case,
     ):
+        publisher.meet(served.topics)
         done = run(
             use_case, publisher, stop=stop, say=say, metrics_port=settings.stream_metrics_port
         )

@@ -13,15 +13,8 @@ from orchestration.learning.warning_states import Policy
 from orchestration.streaming.engine import run
 from orchestration.streaming.events import microseconds
 from orchestration.streaming.maintenance_scoring import TOPICS, MaintenanceScoring, stream_topic
-from orchestration.streaming.sensor_windows import (
-    FEATURES,
-    HISTORY,
-    HOUR,
-    Plant,
-    Record,
-    Reference,
-    Spec,
-)
+from orchestration.streaming.sensor_plant import HOUR, Plant, Record, Reference, Spec
+from orchestration.streaming.sensor_windows import FEATURES, HISTORY
 from tests.unit.streaming.stream_house import Stream, text_of
 
 WORLD = World(

@@ -11,7 +11,7 @@ import pytest
 from orchestration.demo.plant import simulate
 from orchestration.settings import load_settings
 from orchestration.streaming.maintenance_state import Snapshot
-from orchestration.streaming.sensor_windows import Plant, Record, Spec
+from orchestration.streaming.sensor_plant import Plant, Record, Spec
 from orchestration.streaming.topics import one_moment
 from tests.unit.streaming.maintenance_house import WORLD, Machines, known_of, readings_of, use_case
 
