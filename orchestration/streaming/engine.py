@@ -171,9 +171,8 @@ class _Engine:
                         break
             full = self._take(last, _WAIT_SECONDS)
             if self.status.is_due():
-                gc.collect(
-                    1
-                )  # what is new since the last second: a look at all of it takes too long
+                # What is new since the last second: a look at all of it takes too long.
+                gc.collect(1)
                 # A consumer that gave less than it might has nothing more: only then ask for the end.
                 lag = self._lag(self.consumers[last]) if full else 0
                 line = self.status.line(lag, self.consumers[last].trouble)
