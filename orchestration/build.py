@@ -25,6 +25,8 @@ DBT = str(Path(sys.executable).parent / "dbt")
 STALE = "watershed/stale"
 """A run's tag: the dbt models that are stale, with commas; the others are built if these change what they read."""
 _INPUT = "dagster/input_data_version/"
+INGESTS = "ingest_"
+"""How the jobs are called that land a source and build nothing."""
 
 
 class AnotherBuildError(MendableError):
@@ -262,7 +264,11 @@ def _is_running(instance: Any) -> bool:
     from dagster._core.storage.tags import GRPC_INFO_TAG
 
     running = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
-    return any(GRPC_INFO_TAG in run.tags for run in running)  # builds hold the lock instead
+    return any(
+        GRPC_INFO_TAG in run.tags  # builds hold the lock instead
+        and not run.job_name.startswith(INGESTS)  # which only lands, and may always be running
+        for run in running
+    )
 
 
 def _release(settings: Settings, instance: Any, built: Built) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dagster as dg
 from pydantic import Field, ValidationError, field_validator
 
+from orchestration.build import INGESTS
 from orchestration.defs.vocabulary import (
     code_version,
     column_lineage,
@@ -191,7 +192,7 @@ class Source(dg.Component, dg.Model, dg.Resolvable):
         settings = load_settings()
         raw_assets = [self._raw_asset(table) for table in self.tables]
         job = dg.define_asset_job(
-            f"ingest_{self.system}",
+            f"{INGESTS}{self.system}",
             selection=dg.AssetSelection.assets(*raw_assets),
             description=f"Land what is new in {self.system}.",
         )
