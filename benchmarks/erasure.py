@@ -9,7 +9,8 @@ from pathlib import Path
 
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
-from orchestration.warehouse.erasure import Person, forget
+from orchestration.warehouse.erasure import forget
+from orchestration.warehouse.person import Person
 from orchestration.warehouse.releases import release, releases, verify
 
 ROWS, RELEASES, LIMIT = 1_000_000, 100, 60.0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from orchestration.connectors import SOURCE_POSITION
 from orchestration.duckdb_session import literal, quoted
 from orchestration.settings import Settings
-from orchestration.warehouse.erasure import TEXT, key_of
 from orchestration.warehouse.frames import table_exists
+from orchestration.warehouse.person import TEXT, key_of
 
 if TYPE_CHECKING:
     import duckdb

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestration.errors import MendableError
 from orchestration.lineage.graph import Graph
 from orchestration.warehouse.diff import unique_keys
-from orchestration.warehouse.erasure import Person
+from orchestration.warehouse.person import Person
 
 
 def person_of(graph: Graph, manifest: Path, column: str, value: str) -> Person:

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from orchestration.duckdb_session import literal
 from orchestration.settings import Settings
+from orchestration.warehouse.catalog_files import CATALOG, catalog_of
 from orchestration.warehouse.connect import COMPRESSION, transaction
-from orchestration.warehouse.rewriting import CATALOG, catalog_of
 
 if TYPE_CHECKING:
     import duckdb

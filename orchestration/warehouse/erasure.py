@@ -25,11 +25,13 @@ from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError
 from orchestration.settings import Settings
 from orchestration.warehouse import topics_left
+from orchestration.warehouse.catalog_files import CATALOG, catalog_of, sql_type
 from orchestration.warehouse.connect import ALIAS, building, connect, transaction, writing
 from orchestration.warehouse.frames import table_exists
 from orchestration.warehouse.holding import nobody_holding_rows
+from orchestration.warehouse.person import TEXT, Person, hash_of, is_told, key_of, pattern, told_in
 from orchestration.warehouse.releases import RELEASED_LAYERS, content_hash, find, releases
-from orchestration.warehouse.rewriting import CATALOG, Removal, Wanted, catalog_of, sql_type
+from orchestration.warehouse.rewriting import Removal, Wanted
 from orchestration.warehouse.scrubbing import delete_files, scrub_catalog
 from orchestration.warehouse.seen_by import models_trained_on
 
@@ -48,27 +50,6 @@ _TABLES = """
         old_hash varchar, new_hash varchar, is_done boolean
     );
 """
-
-TEXT = r"""replace(cast({} as varchar), '\x22', '"')"""
-r"""SQL for a text, or for bytes as one: DuckDB writes those beyond ASCII, and quotes, as `\x..`."""
-
-
-@dataclass(frozen=True)
-class Person:
-    """Who is to be forgotten.
-
-    Attributes:
-        column: the identifier's name in staging, such as `customer_id`; the same everywhere after it.
-        value: its value, as text.
-        elsewhere: raw tables, and the identifier's other name there.
-        row_keys: columns that identify one row of a person, such as `transaction_id`; rows that hold
-            nothing of the person but such a key go as well.
-    """
-
-    column: str
-    value: str
-    elsewhere: frozenset[tuple[str, str]] = frozenset()
-    row_keys: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -89,29 +70,6 @@ class Forgotten:
     models: list[tuple[str, str, int | None]] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
     left: topics_left.Ranges = field(default_factory=dict)
-
-
-def hash_of(settings: Settings, column: str, value: str) -> str:
-    """What stands for a value once it is forgotten: as landing computes it, in SQL."""
-    text = "\x1f".join((key_of(settings), column, value))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def key_of(settings: Settings) -> str:
-    """The key of the hashes.
-
-    Raises:
-        MendableError: it is not set, and without it nobody can be kept out.
-    """
-    key = settings.privacy_key.get_secret_value()
-    if not key:
-        raise MendableError(
-            "setting WATERSHED_PRIVACY_KEY",
-            expected="the key under which the people who are forgotten were written down",
-            arrived="none",
-            mend="set WATERSHED_PRIVACY_KEY in .env to a long random text, and keep it",
-        )
-    return key
 
 
 def forget(
@@ -169,8 +127,8 @@ def _erase_events(settings: Settings, person: Person, values: set[str]) -> dict[
     from orchestration.connectors.event_log import erase
 
     names = {person.column, *(column for _, column in person.elsewhere)}
-    is_person = re.compile(_told(names, person.value).encode())
-    key = re.compile(_pattern(person.row_keys, r'([^",}\s]+)').encode())
+    is_person = re.compile(told_in(names, person.value).encode())
+    key = re.compile(pattern(person.row_keys, r'([^",}\s]+)').encode())
 
     def is_out(value: bytes) -> bool:
         found = key.search(value) if person.row_keys else None
@@ -233,7 +191,7 @@ def _look(
                 one.equals[column] = (typed, to)
         elif name.startswith("quarantine.") and called[0] in ("payload", "raw"):
             one = direct.setdefault(table, Wanted(table, name, {}, {}))
-            one.conditions[column] = _in_text(names, person.value)
+            one.conditions[column] = is_told(names, person.value)
         if person.row_keys & {*called}:
             keys.setdefault(table, []).append(column)
             by_key.append((table, name, column))
@@ -255,11 +213,11 @@ def _look(
             linked.setdefault(table, Wanted(table, name, {})).conditions[column] = (
                 "cast({} as varchar) in (select value from row_keys)"
             )
-        pattern = literal(_pattern(person.row_keys, r"([^\",}\s]+)"))
+        keyed = literal(pattern(person.row_keys, r"([^\",}\s]+)"))
         for table, name, column, called, _ in columns:
             if name.startswith("quarantine.") and called[0] in ("payload", "raw"):
                 linked.setdefault(table, Wanted(table, name, {})).conditions[column] = (
-                    f"regexp_extract({TEXT}, {pattern}, 1) in (select value from row_keys)"
+                    f"regexp_extract({TEXT}, {keyed}, 1) in (select value from row_keys)"
                 )
         removal.find(list(linked.values()))
         removal.wanted |= {n: direct[n] for n in direct.keys() & linked.keys()}
@@ -271,20 +229,6 @@ def _look(
         connection.executemany("insert into row_keys values (?)", [[one] for one in sorted(values)])
     what.models = models_trained_on(connection, person.column, person.value, person.row_keys)
     return removal, what, values
-
-
-def _pattern(names: set[str] | frozenset[str], value: str) -> str:
-    told = "|".join(map(re.escape, sorted(names)))
-    return rf'(?i)"(?:{told})"\s*:\s*"?\s*{value}'
-
-
-def _told(names: set[str], value: str) -> str:
-    return _pattern(names, rf"\+?0*{re.escape(value)}(?:\.0*)?\s*(?:[\",}}\s]|$)")
-
-
-def _in_text(names: set[str], value: str) -> str:
-    """SQL that is true where JSON, whole or torn, gives one of the names the value."""
-    return f"regexp_matches({TEXT}, {literal(_told(names, value))})"
 
 
 def _look_in_releases(
@@ -456,7 +400,8 @@ def as_text(what: Forgotten, dry_run: bool) -> str:
         lines.append(f"  {version}: {told}")
     lines.append(
         "not touched: source systems, brokers among them (what they send of the person is set aside as"
-        " forgotten), aggregates over many people, the fitted models, and backups"
+        " forgotten), aggregates over many people, the fitted models, backups, and until the next make share"
+        " the copy of what is masked"
     )
     head = "this would go (nothing was changed):" if dry_run else "this is gone:"
     end = "" if dry_run else '\nreceipts: make sql q="from releases.receipts"'

@@ -9,8 +9,7 @@ all or nothing whenever the process is killed; the old files are then deleted, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,14 +17,27 @@ from uuid import uuid4
 from orchestration.duckdb_session import literal, quoted
 from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import Settings
+from orchestration.warehouse.bounds import tighten
+from orchestration.warehouse.catalog_files import (
+    CATALOG,
+    FOLDERS,
+    ROW_ID,
+    ROW_ID_FIELD,
+    File,
+    Tree,
+    encrypted,
+    ever_named,
+    field_ids,
+    full_path,
+    key_of_file,
+    rows_of,
+    trees_of_schema,
+    value_in,
+)
 from orchestration.warehouse.connect import COMPRESSION
 
 if TYPE_CHECKING:
     import duckdb
-
-CATALOG = "catalog_tables"
-_CATALOG_VERSION = "1.0"
-_ROW_ID, _ROW_ID_FIELD = "_ducklake_internal_row_id", 2147483540
 
 
 @dataclass(frozen=True)
@@ -46,52 +58,6 @@ class Wanted:
     equals: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _File:
-    number: int
-    table_id: int
-    path: str
-    rows: int
-    row_id_start: int | None
-    key: str | None
-
-    def scan(self) -> str:
-        return f"read_parquet({literal(self.path)}, file_row_number = true{_encryption(self.key)})"
-
-
-@contextmanager
-def catalog_of(
-    connection: duckdb.DuckDBPyConnection, settings: Settings
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection beside `connection` in which the catalog's own tables are the schema `catalog_tables`.
-
-    Raises:
-        MendableError: the catalog is of a version whose tables are not known here.
-    """
-    import duckdb
-
-    kind, _, where = settings.catalog.partition(":")
-    cursor = connection.cursor()
-    busy = ", busy_timeout 10000" if kind == "sqlite" else ""
-    cursor.execute(f"attach {literal(where)} as {CATALOG} (type {kind}{busy})")
-    try:
-        cursor.execute("set TimeZone = 'UTC'")
-        version = _value(cursor, "select value from {c}.ducklake_metadata where key = 'version'")
-        if version != _CATALOG_VERSION:
-            raise MendableError(
-                "the catalog's tables",
-                expected=f"those of DuckLake's version {_CATALOG_VERSION}, which can be rewritten",
-                arrived=f"version {version}",
-                mend="run the command with the Watershed that fits this DuckDB; nothing was changed",
-            )
-        yield cursor
-    finally:
-        with suppress(duckdb.Error):  # no transaction is open where all went well
-            cursor.execute("rollback")
-        cursor.execute(f"detach {CATALOG}")
-        cursor.close()
-
-
 class Removal:
     """Rows to take out of all snapshots: found, written down in `hits`, then removed.
 
@@ -103,7 +69,7 @@ class Removal:
     def __init__(self, cursor: duckdb.DuckDBPyConnection, settings: Settings) -> None:
         self.cursor, self.settings = cursor, settings
         self.snapshot_id = int(
-            _value(cursor, "select max(snapshot_id) from {c}.ducklake_snapshot") or 0
+            value_in(cursor, "select max(snapshot_id) from {c}.ducklake_snapshot") or 0
         )
         cursor.execute("create or replace temp table hits (number bigint, pos bigint)")
         cursor.execute(
@@ -150,7 +116,9 @@ class Removal:
                         values |= self._values(f"select {quoted(column)} {rows}")
             for stored in self._inlined.get(one.table_id, ()):
                 there = {name for name, *_ in self._rows(f"describe {{c}}.{quoted(stored)}")}
-                known = [(n, name) for n, name in self._ever_named(one.table_id) if name in there]
+                known = [
+                    (n, name) for n, name in ever_named(self.cursor, one.table_id) if name in there
+                ]
                 where = [
                     one.conditions[n].replace("{}", quoted(name))
                     for n, name in known
@@ -188,7 +156,7 @@ class Removal:
         values: set[str] = set()
         for (number,) in self._rows("select distinct number from hits"):
             file = self._files[number]
-            if any(name == column for _, name in self._ever_named(file.table_id)):
+            if any(name == column for _, name in ever_named(self.cursor, file.table_id)):
                 values |= self._values(
                     f"select {quoted(column)} from {file.scan()} where file_row_number in"
                     f" (select pos from hits where number = {number})"
@@ -224,13 +192,13 @@ class Removal:
 
     # --- finding ------------------------------------------------------------------------------
 
-    def _all_files(self) -> list[_File]:
+    def _all_files(self) -> list[File]:
         lake = literal(self.settings.lake_path)
         rows = self._rows(
             f"""
-            select f.data_file_id, f.table_id, {_full("f", lake)}, f.record_count, f.row_id_start,
+            select f.data_file_id, f.table_id, {full_path("f", lake)}, f.record_count, f.row_id_start,
                 f.encryption_key, f.mapping_id
-            from {{c}}.ducklake_data_file as f {_FOLDERS}
+            from {{c}}.ducklake_data_file as f {FOLDERS}
             """
         )
         if any(row[-1] is not None for row in rows):
@@ -240,9 +208,9 @@ class Removal:
                 arrived="some were added with ducklake_add_data_files",
                 mend="copy these tables into new ones and drop the old, then run the command again",
             )
-        return [_File(*row[:-1]) for row in rows]
+        return [File(*row[:-1]) for row in rows]
 
-    def _candidates(self, one: Wanted) -> list[_File]:
+    def _candidates(self, one: Wanted) -> list[File]:
         """The files of a table that may hold such a row, by the ranges of its columns."""
         known = [file for file in self._files.values() if file.table_id == one.table_id]
         if not known or set(one.equals) != set(one.conditions):
@@ -259,53 +227,46 @@ class Removal:
         outside = {number for number, may in rows if may is False}
         return [file for file in known if file.number not in outside]
 
-    def _names(self, file: _File) -> dict[int, str]:
+    def _names(self, file: File) -> dict[int, str]:
         """Number of a column to its name in the file."""
         return {tree.number: tree.name for tree in self._trees(file) if tree.number is not None}
 
-    def _trees(self, file: _File) -> list[_Tree]:
+    def _trees(self, file: File) -> list[Tree]:
         if file.key is None:
             nodes = self._rows(
                 "select name, field_id, coalesce(num_children, 0), converted_type"
                 f" from parquet_schema({literal(file.path)})"
             )
-            return _from_parquet(iter(nodes))
+            return trees_of_schema(iter(nodes))
         # The schema of an encrypted file cannot be asked for; the catalog knows its columns' names.
         there = [name for name, *_ in self._rows(f"describe select * from {file.scan()}")]
-        by_name = {name: n for n, name in self._ever_named(file.table_id)}
-        by_name[_ROW_ID] = _ROW_ID_FIELD
-        by_name["_ducklake_internal_snapshot_id"] = _ROW_ID_FIELD - 1
+        by_name = {name: n for n, name in ever_named(self.cursor, file.table_id)}
+        by_name[ROW_ID] = ROW_ID_FIELD
+        by_name["_ducklake_internal_snapshot_id"] = ROW_ID_FIELD - 1
         return [
             self._from_catalog(file.table_id, name, by_name[name])
             for name in there
             if name != "file_row_number"
         ]
 
-    def _from_catalog(self, table_id: int, name: str, number: int) -> _Tree:
+    def _from_catalog(self, table_id: int, name: str, number: int) -> Tree:
         children = self._rows(
             "select distinct column_name, column_id from {c}.ducklake_column"
             f" where table_id = {table_id} and parent_column = {number} order by 2"
         )
-        return _Tree(name, number, [self._from_catalog(table_id, *child) for child in children])
-
-    def _ever_named(self, table_id: int) -> list[tuple[int, str]]:
-        """Numbers of a table's columns and every name that they have had, the newest last."""
-        return self._rows(
-            "select column_id, column_name from {c}.ducklake_column"
-            f" where table_id = {table_id} and parent_column is null order by begin_snapshot"
-        )
+        return Tree(name, number, [self._from_catalog(table_id, *child) for child in children])
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _write(self, file: _File, gone: int) -> tuple[_File, str | None, Any]:
+    def _write(self, file: File, gone: int) -> tuple[File, str | None, Any]:
         """Write a file without its hits; what it is called now, None if nothing is left."""
         if gone == file.rows:
             return file, None, ()
         trees = self._trees(file)
         row_id = ""
-        if all(tree.name != _ROW_ID for tree in trees):
-            row_id = f", {file.row_id_start} + file_row_number as {_ROW_ID}"
-            trees.append(_Tree(_ROW_ID, _ROW_ID_FIELD, []))
+        if all(tree.name != ROW_ID for tree in trees):
+            row_id = f", {file.row_id_start} + file_row_number as {ROW_ID}"
+            trees.append(Tree(ROW_ID, ROW_ID_FIELD, []))
         new = _renamed(file.path, ".parquet")
         rows = (
             f"select * exclude (file_row_number){row_id} from {file.scan()} where file_row_number"
@@ -320,10 +281,10 @@ class Removal:
         if not is_needed:
             return number, path, "", (0, 0, 0, {})
         new = _renamed(path, "-delete.parquet")
-        scan = f"read_parquet({literal(path)}{_encryption(key)})"
-        trees = [_Tree("file_path", 2147483646, []), _Tree("pos", 2147483645, [])]
+        scan = f"read_parquet({literal(path)}{encrypted(key)})"
+        trees = [Tree("file_path", 2147483646, []), Tree("pos", 2147483645, [])]
         if len(self._rows(f"describe select * from {scan}")) == 3:
-            trees.append(_Tree("_ducklake_internal_snapshot_id", _ROW_ID_FIELD - 1, []))
+            trees.append(Tree("_ducklake_internal_snapshot_id", ROW_ID_FIELD - 1, []))
         rows = (
             f"select * replace (moved_to(pos) as pos) from {scan}"
             f" where pos not in (select pos from hits where number = {data_number}) order by pos"
@@ -332,11 +293,11 @@ class Removal:
         self._sorted = hits.fetchnumpy()["pos"]
         return number, path, new, self._copy(rows, new, trees, key)
 
-    def _copy(self, rows: str, path: str, trees: list[_Tree], key: str | None) -> Any:
-        encrypted = f", encryption_config {{footer_key_value: {_key(key)}}}" if key else ""
+    def _copy(self, rows: str, path: str, trees: list[Tree], key: str | None) -> Any:
+        with_key = f", encryption_config {{footer_key_value: {key_of_file(key)}}}" if key else ""
         ((_, count, size, footer, columns, _),) = self._rows(
             f"copy ({rows}) to {literal(path)} (format parquet, return_stats,"
-            f" compression {COMPRESSION}, parquet_version v2, field_ids {_field_ids(trees)}{encrypted})"
+            f" compression {COMPRESSION}, parquet_version v2, field_ids {field_ids(trees)}{with_key})"
         )
         return count, size, footer, columns
 
@@ -353,8 +314,8 @@ class Removal:
         lake = literal(self.settings.lake_path)
         rows = self._rows(
             f"""
-            select f.delete_file_id, f.data_file_id, {_full("f", lake)}, f.encryption_key, f.format
-            from {{c}}.ducklake_delete_file as f {_FOLDERS}
+            select f.delete_file_id, f.data_file_id, {full_path("f", lake)}, f.encryption_key, f.format
+            from {{c}}.ducklake_delete_file as f {FOLDERS}
             where list_contains({[number for number, _ in hit]}::bigint[], f.data_file_id) order by 1
             """
         )
@@ -372,7 +333,7 @@ class Removal:
 
     def _swap(self, data: list[Any], deletes: list[Any], message: str) -> None:
         do = self.cursor.execute
-        now = int(_value(self.cursor, "select max(snapshot_id) from {c}.ducklake_snapshot") or 0)
+        now = int(value_in(self.cursor, "select max(snapshot_id) from {c}.ducklake_snapshot") or 0)
         if now != self.snapshot_id:
             raise WarehouseBusyError(
                 "the rows to remove",
@@ -401,7 +362,7 @@ class Removal:
             )
             numbers = dict(path for tree in trees for path in tree.paths())
             for path, stats in columns.items():
-                if numbers.get(path, _ROW_ID_FIELD) < _ROW_ID_FIELD - 1:
+                if numbers.get(path, ROW_ID_FIELD) < ROW_ID_FIELD - 1:
                     nan = stats.get("has_nan")
                     do(
                         f"insert into {CATALOG}.ducklake_file_column_stats"
@@ -423,7 +384,8 @@ class Removal:
                 [*_names_of(path, new), count, size, footer],
             )
         tables = self._swap_inlined({file.number: file.table_id for file, *_ in data})
-        self._tighten(set(tables))
+        equals = {one.table_id: one.equals for one in self.wanted.values()}
+        tighten(self.cursor, set(tables), equals, self._inlined)
         for table, removed in tables.items():
             do(
                 f"update {CATALOG}.ducklake_table_stats set record_count ="
@@ -440,88 +402,6 @@ class Removal:
             f"insert into {CATALOG}.ducklake_snapshot_changes values (?, ?, null, ?, null)",
             [now + 1, changes, message],
         )
-
-    def _tighten(self, tables: set[int]) -> None:
-        """Make the bounds of whole tables those of what is left; also where only a bound names the value."""
-        for one in self.wanted.values():
-            for number, (value, kind) in one.equals.items():
-                if self._rows(
-                    f"select 1 from {{c}}.ducklake_table_column_stats where table_id = {one.table_id}"
-                    f" and column_id = {number} and (try_cast(min_value as {kind}) = {value}"
-                    f" or try_cast(max_value as {kind}) = {value})"
-                ):
-                    tables.add(one.table_id)
-        ours = f"list_contains({sorted(tables)}::bigint[], table_id)"
-        self.cursor.execute(
-            "create or replace temp table bounds"
-            " (table_id bigint, column_id bigint, low varchar, high varchar, is_told boolean)"
-        )
-        self.cursor.execute(
-            f"""
-            create or replace temp table kinds as
-            select table_id, column_id, arg_max(column_type, begin_snapshot) as kind
-            from {CATALOG}.ducklake_column where {ours} group by 1, 2
-            """
-        )
-        # Two values tell of nobody, and what is nested has bounds of its own.
-        for kind, of_kind in self._rows(
-            "select kind, list([table_id, column_id]) from kinds"
-            " where kind not in ('boolean', 'list', 'struct', 'map') group by 1"
-        ):
-            to = sql_type(kind)
-            known = f"(table_id, column_id) in (select (table_id, column_id) from kinds where kind = {literal(kind)})"
-            parts = [
-                f"""
-                select table_id, column_id, try_cast(min_value as {to}) as low,
-                    try_cast(max_value as {to}) as high,
-                    min_value is not null or coalesce(null_count >= value_count, false) as is_told
-                from {{c}}.ducklake_file_column_stats where {known}
-                """,
-                # also where no row is left
-                "select table_id, column_id, null, null, null from {c}.ducklake_table_column_stats"
-                f" where {known}",
-            ]
-            for table in tables & self._inlined.keys():
-                numbers = {name: n for n, name in self._ever_named(table)}
-                ours_of_kind = {n for t, n in of_kind if t == table}
-                for stored in self._inlined[table]:
-                    named = {
-                        numbers[name]: name
-                        for name, *_ in self._rows(f"describe {{c}}.{quoted(stored)}")
-                        if name in numbers and kind != "blob"
-                    }
-                    for number in ours_of_kind:
-                        told = "null, null, false"  # of what is nested, or not kept as text
-                        if number in named:
-                            value = f"try_cast({quoted(named[number])} as {to})"
-                            told = f"min({value}), max({value}), true"
-                        parts.append(
-                            f"select {table}, {number}, {told}"
-                            f" from {{c}}.{quoted(stored)} having count(*) > 0"
-                        )
-            self._rows(
-                "insert into bounds select table_id, column_id, min(low)::varchar,"
-                f" max(high)::varchar, bool_and(is_told) from ({' union all '.join(parts)})"
-                " group by 1, 2"
-            )
-        # Without a row, or where a file does not tell, there are no bounds.
-        for table, column, low, high in self._rows(
-            """
-            from (
-                select table_id, column_id, case when is_told then low end as low,
-                    case when is_told then high end as high
-                from bounds
-            )
-            join {c}.ducklake_table_column_stats as s using (table_id, column_id)
-            select table_id, column_id, low, high
-            where low is distinct from s.min_value or high is distinct from s.max_value
-            """
-        ):
-            self.cursor.execute(
-                f"update {CATALOG}.ducklake_table_column_stats set min_value = ?, max_value = ?"
-                f" where table_id = {table} and column_id = {column}",
-                [low, high],
-            )
 
     def _swap_inlined(self, files: Mapping[int, int]) -> dict[int, int]:
         """Remove inlined rows, and move inlined deletions; per table how many rows go in all."""
@@ -564,84 +444,11 @@ class Removal:
         return tables
 
     def _rows(self, sql: str) -> list[Any]:
-        return self.cursor.execute(sql.replace("{c}", CATALOG)).fetchall()
+        return rows_of(self.cursor, sql)
 
     def _values(self, sql: str) -> set[str]:
         rows = self._rows(f"select distinct cast(columns(*) as varchar) from ({sql})")
         return {value for (value,) in rows if value is not None}
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """A column of a file, by its number in the catalog, and what is nested in it."""
-
-    name: str
-    number: int | None
-    children: list[_Tree]
-
-    def paths(self, before: str = "") -> Iterator[tuple[str, int]]:
-        """Its leaves as statistics call them, and their numbers."""
-        path = before + quoted(self.name)
-        if not self.children and self.number is not None:
-            yield path, self.number
-        for child in self.children:
-            yield from child.paths(f"{path}.")
-
-
-_FOLDERS = f"""
-    join (select distinct on (table_id) * from {CATALOG}.ducklake_table) as t using (table_id)
-    join (select distinct on (schema_id) * from {CATALOG}.ducklake_schema) as s
-        on s.schema_id = t.schema_id
-"""
-
-
-_TYPES = {
-    "int8": "tinyint", "int16": "smallint", "int32": "integer", "int64": "bigint",
-    "uint8": "utinyint", "uint16": "usmallint", "uint32": "uinteger", "uint64": "ubigint",
-    "int128": "hugeint", "uint128": "uhugeint", "float32": "float", "float64": "double",
-}  # fmt: skip
-
-
-def sql_type(kind: str) -> str:
-    """A type of the catalog as SQL says it."""
-    return _TYPES.get(kind, kind)
-
-
-def _full(file: str, lake: str) -> str:
-    """SQL for a file's whole path."""
-    schema = f"case when s.path_is_relative::boolean then {lake} || s.path else s.path end"
-    table = f"case when t.path_is_relative::boolean then ({schema}) || t.path else t.path end"
-    return (
-        f"case when {file}.path_is_relative::boolean then ({table}) || {file}.path"
-        f" else {file}.path end"
-    )
-
-
-def _from_parquet(nodes: Iterator[Any]) -> list[_Tree]:
-    """The columns of a Parquet schema, which lists them depth first."""
-
-    def read(count: int) -> list[_Tree]:
-        found = []
-        for _ in range(count):
-            name, number, children, kind = next(nodes)
-            inner = read(children)
-            if kind in ("LIST", "MAP"):  # between it and what it holds is a group
-                inner = inner[0].children
-            found.append(_Tree(name, number, inner))
-        return found
-
-    (root,) = read(1)
-    return root.children
-
-
-def _field_ids(trees: Sequence[_Tree]) -> str:
-    def one(tree: _Tree) -> str:
-        if not tree.children:
-            return f"{quoted(tree.name)}: {tree.number}"
-        inner = ", ".join([f"__duckdb_field_id: {tree.number}", *map(one, tree.children)])
-        return f"{quoted(tree.name)}: {{{inner}}}"
-
-    return "{" + ", ".join(one(tree) for tree in trees if tree.number is not None) + "}"
 
 
 def _renamed(path: str, ending: str) -> str:
@@ -650,16 +457,3 @@ def _renamed(path: str, ending: str) -> str:
 
 def _names_of(*paths: str) -> list[str]:
     return [path.rsplit("/", 1)[-1] for path in paths]
-
-
-def _encryption(key: str | None) -> str:
-    return f", encryption_config = {{footer_key_value: {_key(key)}}}" if key else ""
-
-
-def _key(key: str | None) -> str:
-    return f"from_base64({literal(key or '')})"
-
-
-def _value(cursor: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    row = cursor.execute(sql.replace("{c}", CATALOG)).fetchall()
-    return row[0][0] if row else None

@@ -669,7 +669,8 @@ def test_rows_in_is_kept_plus_quarantined_plus_deduplicated_and_replays_change_n
 
 
 def test_who_was_forgotten_is_set_aside_when_the_source_sends_them_again(tmp_path):
-    from orchestration.warehouse.erasure import Person, forget
+    from orchestration.warehouse.erasure import forget
+    from orchestration.warehouse.person import Person
 
     settings = load_settings(data_dir=tmp_path / "data", privacy_key="a key of some length")
     sent = [row(1), row(2), row(3, amount="no number"), row(2, amount="no number", day=2)]

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import duckdb
 import pytest
 
+from orchestration.command_line import _compare
 from orchestration.errors import MendableError, WarehouseBusyError
 from orchestration.settings import load_settings
 from orchestration.warehouse.connect import connect
-from orchestration.warehouse.erasure import Person, as_text, forget, receipts_of
+from orchestration.warehouse.erasure import as_text, forget, receipts_of
 from orchestration.warehouse.holding import nobody_holding_rows
+from orchestration.warehouse.person import Person
 from orchestration.warehouse.releases import release, releases, verify
 
 CHECKS = {"checks_passed": 3, "checks_warned": 0}
@@ -352,3 +354,22 @@ def test_what_a_broker_still_holds_of_the_person_is_listed_by_topic_partition_an
             ).fetchall()
             == left["payments"]
         )
+
+
+def test_who_compares_an_erased_release_is_told_what_was_erased_and_why_others_rows_differ(
+    house, capsys
+):
+    forget(house, WHO)
+    with connect(house, read_only=True) as connection:
+        erased = receipts_of(connection, "r3")
+        same = verify(connection, "r3")
+    _compare("r3", same, erased)
+    told = capsys.readouterr().out
+    assert "training_sets.train_pay: 3 rows of a person were erased at" in told
+    assert "the same" in told
+    assert "come out otherwise" not in told
+    with pytest.raises(SystemExit):  # a terminal's payments were counted with the person's
+        _compare("r3", [(table, before, "x") for table, before, _ in same], erased, is_rebuilt=True)
+    told = capsys.readouterr().out
+    assert "NOT the same" in told
+    assert "without it they come out otherwise" in told

@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from orchestration.settings import load_settings
+from orchestration.warehouse.catalog_files import catalog_of
 from orchestration.warehouse.connect import connect
-from orchestration.warehouse.rewriting import Removal, Wanted, catalog_of
+from orchestration.warehouse.rewriting import Removal, Wanted
 
 PERSON = 7
 ROW = (
