@@ -58,7 +58,7 @@ def test_registering_again_adds_nothing(house):
     assert set(store.versions(house, USE_CASE)) == {model.version for model in MODELS}
 
 
-def test_a_person_goes_forth_and_back_within_seconds_and_a_stream_follows(house):
+def test_a_person_goes_forth_and_back_and_a_stream_follows(house):
     start = in_force(house)
     other = next(one for one in MODELS if one.version != start)
     with champion_of(house, lambda line: None) as champion:
@@ -69,7 +69,7 @@ def test_a_person_goes_forth_and_back_within_seconds_and_a_stream_follows(house)
             done = move()
             began = time.monotonic()
             while champion().version != done.champion_after:
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 30
                 time.sleep(0.01)
     assert in_force(house) == start
 
