@@ -174,15 +174,51 @@ def mariadb(site: Site, port: int, password: str) -> Started:
 
 
 def kafka(site: Site, port: int, password: str) -> Started:
+    """A broker without logins."""
+    _broker(site, f"PLAINTEXT://127.0.0.1:{port}")
+    return f"Kafka {_pinned('kafka_2.13')}", f"kafka://127.0.0.1:{port}"
+
+
+def kafka_tls(site: Site, port: int, password: str) -> Started:
+    """A broker that wants a login, over TLS, with a certificate that it signs itself."""
+    store = ["-alias", "broker", "-keystore", "broker.p12", "-storepass", password]
+    site.call(
+        "keytool", "-genkeypair", *store, "-storetype", "PKCS12", "-keyalg", "RSA",
+        "-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1",
+    )  # fmt: skip
+    site.call("keytool", "-exportcert", "-rfc", *store, "-file", "broker.pem")
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    _broker(
+        site,
+        f"SASL_SSL://127.0.0.1:{port}",
+        f"""
+inter.broker.listener.name=SASL_SSL
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config={login} username="watershed" password="{password}" \\
+    user_watershed="{password}";
+ssl.keystore.location={site.folder}/broker.p12
+ssl.keystore.password={password}
+ssl.truststore.location={site.folder}/broker.p12
+ssl.truststore.password={password}
+""",
+    )
+    where = f"watershed:{password}@127.0.0.1:{port}?ssl.ca.location={site.folder}/broker.pem"
+    return f"Kafka {_pinned('kafka_2.13')} with TLS", f"kafka://{where}"
+
+
+def _broker(site: Site, listener: str, more: str = "") -> None:
     """One KRaft broker; topics are created on purpose only, transactions need no second replica."""
     controller = _free_port()
+    protocol = listener.partition(":")[0]
     (site.folder / "server.properties").write_text(
         f"""
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+listeners={listener},CONTROLLER://127.0.0.1:{controller}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,{protocol}:{protocol}
 log.dirs={site.folder}/data
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
@@ -194,7 +230,7 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
-"""
+{more}"""
     )
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     site.call(
@@ -205,7 +241,6 @@ share.coordinator.state.topic.min.isr=1
         *_java("kafka.server.KafkaRaftServer"), "-Xmx512m", "kafka.Kafka", "server.properties",
         ready="Kafka Server started",
     )  # fmt: skip
-    return f"Kafka {_pinned('kafka_2.13')}", f"kafka://127.0.0.1:{port}"
 
 
 def s3(site: Site, port: int, password: str) -> Started:
@@ -246,6 +281,7 @@ SERVERS: dict[str, tuple[Callable[[Site, int, str], Started], list[str]]] = {
     "postgresql": (postgresql, ["initdb"]),
     "mariadb": (mariadb, ["mariadbd", "my_print_defaults"]),
     "kafka": (kafka, ["java", "mvn"]),
+    "kafka_tls": (kafka_tls, ["java", "mvn"]),
     "s3": (s3, ["java", "mvn"]),
     "mlflow": (mlflow, []),
 }
