@@ -126,6 +126,7 @@ def _build(settings: Settings, step: Callable[[str], None], use_case: str | None
     started = time.perf_counter()
     prepare_manifest()
     from orchestration.definitions import definitions
+    from orchestration.defs.staleness import stale_assets
 
     defs = definitions()
     job = defs.resolve_implicit_global_asset_job_def()
@@ -153,7 +154,7 @@ def _build(settings: Settings, step: Callable[[str], None], use_case: str | None
             ("     ... learning from it", learned),
             ("     ... watching it", watching),
         ):
-            stale, before = raw if part is raw else _stale(instance, graph) & part, None
+            stale, before = raw if part is raw else stale_assets(instance, graph) & part, None
             while stale != before:
                 below = dg.AssetSelection.keys(*stale).downstream().resolve(graph)
                 selected = sorted(part & below)
@@ -179,7 +180,7 @@ def _build(settings: Settings, step: Callable[[str], None], use_case: str | None
                     built.succeeded = False
                     break
                 # A run that was killed may have left other data than Dagster knew of: then once more.
-                stale, before = _stale(instance, graph) & part - raw, stale
+                stale, before = stale_assets(instance, graph) & part - raw, stale
             if not built.succeeded:
                 break
         _count_checks(instance, graph, built)
@@ -231,13 +232,15 @@ def release_if_whole(settings: Settings, instance: Any, graph: Any) -> Release |
     Returns:
         The release; None if something is stale or failed its checks, is being built, or nothing changed.
     """
+    from orchestration.defs.staleness import is_running, stale_assets
+
     built = Built()
     _count_checks(instance, graph, built)
     with contextlib.suppress(AnotherBuildError), _only_build(settings):
         if (
             not built.checks_failed
-            and not _is_running(instance)
-            and not _stale(instance, graph, by_landing=False)
+            and not is_running(instance)
+            and not stale_assets(instance, graph, by_landing=False)
         ):
             _release(settings, instance, built)
     return built.released
@@ -255,20 +258,6 @@ def tell_of_decision(settings: Settings, use_case: str) -> None:
     prepare_dagster_home(settings)
     with dg.DagsterInstance.get() as instance, connect(settings, read_only=True) as connection:
         tell_of_decisions(instance, connection, use_case)
-
-
-def _is_running(instance: Any) -> bool:
-    """Whether a run of the UI, a schedule or a sensor may be between a table and telling Dagster of it."""
-    import dagster as dg
-    from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
-    from dagster._core.storage.tags import GRPC_INFO_TAG
-
-    running = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES))
-    return any(
-        GRPC_INFO_TAG in run.tags  # builds hold the lock instead
-        and not run.job_name.startswith(INGESTS)  # which only lands, and may always be running
-        for run in running
-    )
 
 
 def _release(settings: Settings, instance: Any, built: Built) -> None:
@@ -542,103 +531,18 @@ def _partition_range(graph: Any, selected: list[Any]) -> dict[str, str]:
         ASSET_PARTITION_RANGE_START_TAG,
     )
 
-    keys = next(filter(None, (_partition_keys(graph, key) for key in selected)), None)
+    from orchestration.defs.staleness import partition_keys
+
+    keys = next(filter(None, (partition_keys(graph, key) for key in selected)), None)
     if keys is None:
         return {}
     return {ASSET_PARTITION_RANGE_START_TAG: keys[0], ASSET_PARTITION_RANGE_END_TAG: keys[-1]}
 
 
-def not_up_to_date(instance: Any, graph: Any) -> list[Any]:
-    """The assets that are stale, and all downstream, which may become so."""
-    import dagster as dg
-
-    stale = dg.AssetSelection.keys(*_stale(instance, graph)).downstream().resolve(graph)
-    return sorted(stale & graph.materializable_asset_keys)
-
-
-def _stale(instance: Any, graph: Any, *, by_landing: bool = True) -> set[Any]:
-    """The assets the UI shows as missing or unsynced, or with a failed error-level check.
-
-    Args:
-        instance: Dagster's.
-        graph: the asset graph.
-        by_landing: also those that are unsynced only because rows have landed.
-    """
-    import dagster as dg
-
-    # The same resolver that answers the UI, so that both always agree; Dagster is pinned.
-    from dagster._core.definitions.data_version import (
-        CachingStaleStatusResolver,
-        StaleCauseCategory,
-        StaleStatus,
-    )
-    from dagster._core.loader import LoadingContext
-
-    class Context(LoadingContext):
-        def __init__(self) -> None:
-            self._loaders: dict[Any, Any] = {}
-
-        @property
-        def instance(self) -> dg.DagsterInstance:
-            return instance  # type: ignore[no-any-return]
-
-        @property
-        def loaders(self) -> dict[Any, Any]:
-            return self._loaders
-
-    resolver = CachingStaleStatusResolver(instance, graph, Context())
-
-    def is_stale(key: dg.AssetKey, partition: str | None) -> bool:
-        status = resolver.get_status(key, partition)
-        if by_landing or status is not StaleStatus.STALE:
-            return status is not StaleStatus.FRESH
-        return any(
-            cause.category is not StaleCauseCategory.DATA
-            or cause.dependency is None
-            or cause.dependency.asset_key.path[0] != "raw"
-            for cause in resolver.get_stale_causes(key, partition)
-        )
-
-    failed = {
-        check.asset_key
-        for check, (passed, is_error) in _latest_checks(instance, graph).items()
-        if not passed and is_error
-    }
-    return failed | {
-        key
-        for key in graph.materializable_asset_keys
-        if any(is_stale(key, partition) for partition in (*_partition_keys(graph, key),) or (None,))
-    }
-
-
-def _partition_keys(graph: Any, key: Any) -> list[str]:
-    """The asset's partitions, in order; none if it is not partitioned."""
-    partitions = graph.get(key).partitions_def
-    return list(partitions.get_partition_keys()) if partitions is not None else []
-
-
-def _latest_checks(instance: Any, graph: Any) -> dict[Any, tuple[bool, bool]]:
-    """For every check that was ever evaluated: whether it last passed, and whether it is error-level."""
-    from dagster import AssetCheckSeverity, DagsterEventType
-
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-        list(graph.asset_check_keys)
-    )
-    evaluations = {
-        check: record.event.dagster_event.asset_check_evaluation_data
-        for check, record in records.items()
-        # a check whose run broke off before it is planned, not evaluated
-        if record.event is not None
-        and record.event.dagster_event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION
-    }
-    return {
-        check: (evaluation.passed, evaluation.severity is AssetCheckSeverity.ERROR)
-        for check, evaluation in evaluations.items()
-    }
-
-
 def _count_checks(instance: Any, graph: Any, built: Built) -> None:
-    for check, (passed, is_error) in sorted(_latest_checks(instance, graph).items()):
+    from orchestration.defs.staleness import latest_checks
+
+    for check, (passed, is_error) in sorted(latest_checks(instance, graph).items()):
         if passed:
             built.checks_passed += 1
         else:

@@ -79,8 +79,8 @@ class House:
         monkeypatch.setenv("DAGSTER_HOME", str(self.settings.dagster_home))
         import dagster as dg  # noqa: TID251
 
-        from orchestration.build import not_up_to_date
         from orchestration.definitions import definitions  # reads the settings when it is imported
+        from orchestration.defs.staleness import not_up_to_date
 
         defs = definitions()
         with dg.DagsterInstance.get() as instance:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import dagster as dg  # noqa: TID251 - a small graph of its own
 import pytest
 
-from orchestration.build import _stale, tell
+from orchestration.build import tell
 from orchestration.defs.history import failed_steps, tell_of_decisions
+from orchestration.defs.staleness import stale_assets
 from orchestration.defs.vocabulary import raise_as_failure, rows_and_version
 from orchestration.errors import MendableError
 from orchestration.registry import decisions
@@ -137,9 +138,9 @@ def test_what_a_person_decides_makes_stale_what_depends_on_it_and_nothing_else(s
         tell_of_decisions(instance, connection, "fraud_detection")  # nothing is built yet
         assert job.execute_in_process(instance=instance).success
         tell_of_decisions(instance, connection, "fraud_detection")  # nothing was decided
-        assert _stale(instance, graph) == set()
+        assert stale_assets(instance, graph) == set()
         decisions.write(connection, settings, "fraud_detection", [promoted])
         tell_of_decisions(instance, connection, "fraud_detection")
-        assert _stale(instance, graph) == {dg.AssetKey("scored")}
+        assert stale_assets(instance, graph) == {dg.AssetKey("scored")}
         job.execute_in_process(instance=instance, asset_selection=[dg.AssetKey("scored")])
-        assert _stale(instance, graph) == set()
+        assert stale_assets(instance, graph) == set()
