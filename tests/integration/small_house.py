@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -26,6 +27,8 @@ BIN = Path(sys.executable).parent
 HOUSEHOLDS = 150
 PAYMENTS = World(customers=300, terminals=600, first_date=date(2018, 5, 1), days=70)
 PLANT = plant.World(models=plant.MODELS[2:], machines=10, days=59, minutes=60)
+CANARY = 987654321987
+"""A household that shops, with a number that nothing else has: where it stands can be searched for."""
 TOKEN = "a/token+that=must~not-leak"
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "an/AWS+key=that~must-not-leak",
@@ -123,6 +126,10 @@ def built_house(folder: Path) -> Iterator[House]:
         patched.setitem(Settings.model_config, "env_file", None)
         house = House(folder)
         retail_db.fill(house.database, households=HOUSEHOLDS)
+        with closing(sqlite3.connect(house.database)) as database, database:
+            database.execute(
+                f"update transactions set household_id = {CANARY} where household_id = 84"
+            )
         card_payments.fill(house.lake, house.stream, PAYMENTS)
         plant.fill(house.plant, house.readings, PLANT)
         with campaign_api.running(house.url, TOKEN, households=HOUSEHOLDS):
