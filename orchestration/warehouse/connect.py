@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -109,7 +109,14 @@ def attach(
                 mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             ) from None
     try:
-        connection.execute(attach_statement(settings, read_only=read_only, migrate=migrate))
+        with nullcontext() if read_only else _opening(settings):
+            is_new = settings.catalog_file is not None and not settings.catalog_file.exists()
+            connection.execute(attach_statement(settings, read_only=read_only, migrate=migrate))
+            if settings.catalog_file is None and not read_only:
+                snapshot = f"from ducklake_current_snapshot('{ALIAS}')"
+                is_new = connection.execute(snapshot).fetchall() == [(0,)]
+            if is_new:
+                set_option(connection, "parquet_compression", COMPRESSION)
     except duckdb.Error as error:
         _explain(error, settings)
         where = settings.catalog_file or f"{settings.catalog.partition(':')[0]} catalog"
@@ -120,9 +127,17 @@ def attach(
             + (f": {error}" if settings.catalog_file else " (details withheld)"),
             mend="check WATERSHED_CATALOG and WATERSHED_DATA_DIR in .env, then run the command again",
         ) from None
-    now = f"from ducklake_current_snapshot('{ALIAS}')"
-    if not read_only and connection.execute(now).fetchall() == [(0,)]:  # just created
-        set_option(connection, "parquet_compression", COMPRESSION)
+
+
+@contextmanager
+def _opening(settings: Settings) -> Iterator[None]:
+    """Only one at a time opens the embedded catalog to write: the first creates it, and must not be disturbed."""
+    lock = _acquire(settings, "opener", "opening the warehouse")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def set_option(connection: duckdb.DuckDBPyConnection, name: str, value: str) -> None:

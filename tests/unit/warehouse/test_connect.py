@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
 from orchestration.errors import MendableError
-from orchestration.settings import load_settings
+from orchestration.settings import Settings, load_settings
 from orchestration.warehouse.connect import attach_statement, connect, writing
 
 
@@ -35,11 +37,34 @@ def test_a_second_writer_is_told_who_writes_and_what_to_do(settings):
     assert "run the command again" in str(caught.value)
 
 
+def test_whoever_opens_a_new_warehouse_at_once_finds_one_that_is_whole(tmp_path):
+    """Each with an engine of its own, as processes have; only the catalog is between them."""
+    many, start = 6, Barrier(6)
+
+    def write(number: int, where: Settings) -> None:
+        start.wait()
+        with connect(where) as connection, writing(where, "a test"):
+            connection.execute(f"create schema s{number}")
+
+    for turn in range(3):
+        where = load_settings(data_dir=tmp_path / str(turn))
+        with ThreadPoolExecutor(many) as pool:
+            list(pool.map(write, range(many), [where] * many))
+        with connect(where, read_only=True) as connection:
+            ((schemas,),) = connection.execute(
+                "select count(*) from duckdb_schemas() where database_name = 'lake' and schema_name like 's_'"
+            ).fetchall()
+            options = connection.execute(
+                "select value from ducklake_options('lake') where option_name = 'parquet_compression'"
+            ).fetchall()
+        assert (schemas, options) == (many, [("zstd",)])
+
+
 def test_a_killed_writer_leaves_no_lock_behind(settings):
     script = textwrap.dedent(
         """
         import os, signal
-        from orchestration.settings import load_settings
+        from orchestration.settings import Settings, load_settings
         from orchestration.warehouse.connect import writing
         with writing(load_settings(), "a doomed build"):
             os.kill(os.getpid(), signal.SIGKILL)
