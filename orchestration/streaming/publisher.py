@@ -141,13 +141,16 @@ class KafkaPublisher(Publisher):
                 arrived=error.args[0].name(),
                 mend=f"start the broker or mend {self._source.url_setting} in .env",
             ) from None
+        created = []
         for topic, future in made.items():
             try:
                 future.result(30)
+                created.append(topic)
             except KafkaException as error:
+                # A broker hears of new topics a little later than the controller that makes them.
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise self._error(topic, error.args[0].name()) from None
-        return absent
+        return created
 
     def meet(self, topics: Sequence[str]) -> None:
         """Ask the broker; one that is away is waited for when there is something to publish."""
