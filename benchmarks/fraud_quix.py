@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -64,7 +63,7 @@ def ours(settings, stop: threading.Event) -> None:
         run(FraudScoring(settings, lambda: model), publisher, stop=stop.is_set, say=lambda _: None)
 
 
-def rate(source, of: str) -> float:
+def rate(source, of: str, process: subprocess.Popen[bytes]) -> float:
     """Events per second that came from a topic, as received here, without the first and the last tenth.
 
     Not by the events' own timestamps: the peer passes on those of the payments.
@@ -77,6 +76,8 @@ def rate(source, of: str) -> float:
     with open_consumer(replace(source, topic=of)) as consumer:
         consumer.start({})
         while len(times) < COUNT:
+            if process.poll() is not None:
+                raise RuntimeError(f"what publishes to {of} ended with {process.returncode}")
             events = consumer.poll(5_000, 0.05)
             times += [time.perf_counter()] * len(events)
     low, high = times[int(0.1 * COUNT)], times[int(0.9 * COUNT)]
@@ -88,7 +89,7 @@ def running(command: list[str]):
     """A process, to the end of the block."""
     process = subprocess.Popen(command)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait()
@@ -114,16 +115,12 @@ def measure(url: str, folder: Path, python: str) -> list[tuple[str, str]]:
         producer.produce("payments", value, str(json.loads(value)["customer_id"]))
     producer.flush(60)
 
-    begin: dict[str, Callable] = {
-        "ours": lambda: running([sys.executable, "-m", __spec__.name, "--ours", str(folder), url]),
-        "theirs": lambda: running(
-            [python, __file__, "--peer", servers, "payments", "quix-out", str(folder / "state")]
-        ),
-    }
-    with begin["ours"]():
-        mine = rate(source, "scores")
-    with begin["theirs"]():
-        theirs = rate(source, "quix-out")
+    me = [sys.executable, "-m", __spec__.name, "--ours", str(folder), url]
+    with running(me) as process:
+        mine = rate(source, "scores", process)
+    them = [python, __file__, "--peer", servers, "payments", "quix-out", str(folder / "state")]
+    with running(them) as process:
+        theirs = rate(source, "quix-out", process)
     return [
         ("events/s: all features, score, reasons (ours)", f"{mine:,.0f}"),
         ("events/s: the customer's features only (Quix Streams)", f"{theirs:,.0f}"),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
 from orchestration.settings import Settings
@@ -38,7 +39,7 @@ def landed(settings: Settings, table: str) -> int:
     with connect(settings, read_only=True) as connection:
         try:
             row = connection.execute(f"select count(*) from raw.{table}").fetchone()
-        except Exception:  # noqa: BLE001 - not yet made
+        except duckdb.CatalogException:  # not yet made
             return 0
     return int(row[0]) if row is not None else 0
 

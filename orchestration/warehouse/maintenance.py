@@ -72,8 +72,10 @@ def maintain(
         # What updates have scattered is merged with the encodings of Parquet's version 2, which make up for it.
         set_option(connection, "parquet_compression", COMPRESSION)  # an older warehouse has none
         set_option(connection, "parquet_version", "2")
-        merged = connection.execute(f"call ducklake_merge_adjacent_files('{ALIAS}')").fetchall()
-        set_option(connection, "parquet_version", "1")
+        try:
+            merged = connection.execute(f"call ducklake_merge_adjacent_files('{ALIAS}')").fetchall()
+        finally:
+            set_option(connection, "parquet_version", "1")
         compressed = compress_deletions(connection, settings)
         removed = 0
         for function in ("ducklake_cleanup_old_files", "ducklake_delete_orphaned_files"):
