@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import MendableError
 from orchestration.settings import PROJECT_ROOT, Settings
-from orchestration.warehouse.connect import require_writable
+from orchestration.warehouse.connect import connect, kept_open, require_writable
 from orchestration.warehouse.holding import holding_rows
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _build(settings: Settings, step: Callable[[str], None], use_case: str | None
     graph = defs.get_repository_def().asset_graph
     built = Built()
     with (
+        kept_open(settings),
         dg.DagsterInstance.get() as instance,
         (settings.data_dir / "build.log").open("w") as log,
     ):
@@ -253,7 +254,6 @@ def tell_of_decision(settings: Settings, use_case: str) -> None:
     import dagster as dg
 
     from orchestration.defs.history import tell_of_decisions
-    from orchestration.warehouse.connect import connect
 
     prepare_dagster_home(settings)
     with dg.DagsterInstance.get() as instance, connect(settings, read_only=True) as connection:
@@ -264,7 +264,6 @@ def _release(settings: Settings, instance: Any, built: Built) -> None:
     """Release what is in the warehouse; what dbt built by itself is tested before."""
     import dagster as dg
 
-    from orchestration.warehouse.connect import connect
     from orchestration.warehouse.masked import write_down
     from orchestration.warehouse.privacy import told
     from orchestration.warehouse.releases import changed_since_release, release

@@ -23,15 +23,19 @@ def load_extensions(connection: duckdb.DuckDBPyConnection, names: Iterable[str])
 
 
 def open_session(
-    *, memory_limit: str, threads: int = 0, extensions: Iterable[str] = ()
+    *, memory_limit: str, threads: int = 0, extensions: Iterable[str] = (), name: str = ""
 ) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB connection within `memory_limit` (such as `2GB`); 0 threads is one per core."""
+    """An in-memory DuckDB connection within `memory_limit` (such as `2GB`); 0 threads is one per core.
+
+    Connections of one `name`, which are alike, share a DuckDB for as long as one of them is open: what is
+    attached, the extensions, the memory and the threads. Temporary tables and settings are each one's own.
+    """
     import duckdb
 
     config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": memory_limit}
     if threads:
         config["threads"] = threads
-    connection = duckdb.connect(":memory:", config=config)
+    connection = duckdb.connect(f":memory:{name}", config=config)
     load_extensions(connection, extensions)
     return connection
 

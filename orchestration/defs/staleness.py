@@ -12,6 +12,7 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.event_log.base import AssetRecord
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from orchestration.build import INGESTS
@@ -45,7 +46,9 @@ def stale_assets(instance: Any, graph: Any, *, by_landing: bool = True) -> set[A
             return self._loaders
 
     # The same resolver that answers the UI, so that both always agree; Dagster is pinned.
-    resolver = CachingStaleStatusResolver(instance, graph, Context())
+    context = Context()
+    resolver = CachingStaleStatusResolver(instance, graph, context)
+    AssetRecord.prepare(context, graph.get_all_asset_keys())  # one query instead of one per asset
 
     def is_stale(key: dg.AssetKey, partition: str | None) -> bool:
         status = resolver.get_status(key, partition)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orchestration.duckdb_session import literal, quoted
+from orchestration.duckdb_session import quoted
 from orchestration.settings import Settings
 from orchestration.warehouse.connect import ALIAS, transaction, writing
 
@@ -43,12 +43,13 @@ def read_frame(
 
 def table_exists(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether `schema.table` is in the warehouse."""
-    # duckdb_tables() would count the rows of every table for it: twenty times the time.
-    found = connection.execute(
-        "select 1 from duckdb_columns() where database_name = current_database()"
-        f" and schema_name = {literal(schema)} and table_name = {literal(table)}"
-    )
-    return found.fetchone() is not None
+    import duckdb
+
+    try:  # the lists of all tables and columns take ten times as long
+        connection.execute(f"describe {quoted(schema)}.{quoted(table)}")
+    except duckdb.CatalogException:
+        return False
+    return True
 
 
 def current_snapshot(connection: duckdb.DuckDBPyConnection) -> int:
