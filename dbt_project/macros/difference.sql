@@ -69,8 +69,9 @@
 
 
 {% macro is_unaffected() %}
-  {%- set stale = var('stale', none) -%}
-  {%- if stale is none or model.name in stale -%} {{ return(false) }} {%- endif -%}
+  {#- No `--vars`: they would make dbt parse the whole project again. -#}
+  {%- set stale = env_var('WATERSHED_STALE_MODELS', '').split(',') -%}
+  {%- if stale == [''] or model.name in stale -%} {{ return(false) }} {%- endif -%}
   {%- for parent in model.depends_on.nodes -%}
     {%- if parent in selected_resources and parent not in graph.get('unchanged', []) -%}
       {{ return(false) }}

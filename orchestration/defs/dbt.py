@@ -5,6 +5,7 @@ models are stale, dbt leaves alone those that nothing changed for; they are not 
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ warnings.filterwarnings(
 )  # data versions of outputs; Dagster is pinned
 
 _MONITORING = "path:models/monitoring"
+_STALE_MODELS = "WATERSHED_STALE_MODELS"
+"""What macros/difference.sql reads; dbt's process starts with the environment as it is then."""
 
 
 BUILD = ["build", "--exclude-resource-type", "unit_test", "--indirect-selection", "buildable"]
@@ -95,9 +98,11 @@ class _Checks(DagsterDbtTranslator):
 
 def _build(context: dg.AssetExecutionContext, dbt: Dbt) -> Iterator[Any]:
     """Run dbt, telling of each model as it is built."""
-    stale = context.run.tags.get(STALE)
-    only = ["--vars", json.dumps({"stale": stale.split(",")})] if stale else []
-    invocation = dbt.cli([*BUILD, *only], context=context)
+    os.environ[_STALE_MODELS] = context.run.tags.get(STALE, "")
+    try:
+        invocation = dbt.cli(BUILD, context=context)
+    finally:
+        del os.environ[_STALE_MODELS]
     events = []
     try:
         for event in invocation.stream():
