@@ -69,6 +69,14 @@ def prepare_manifest(command: str = "parse", target: str = "target") -> Path:
         command: `parse`, or `compile` for a manifest with the SQL that DuckDB gets.
         target: dbt's folder for it, in the project.
     """
+    from filelock import FileLock
+
+    (PROJECT_ROOT / "dbt_project" / target).mkdir(parents=True, exist_ok=True)
+    with FileLock(PROJECT_ROOT / "dbt_project" / target / "parse.lock"):
+        return _prepared(command, target)
+
+
+def _prepared(command: str, target: str) -> Path:
     project = PROJECT_ROOT / "dbt_project"
     manifest = project / target / "manifest.json"
     files = [*project.glob("*.yml"), *(PROJECT_ROOT / "seeds").rglob("*")]

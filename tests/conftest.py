@@ -9,6 +9,18 @@ import pytest
 from orchestration.settings import Settings, load_settings
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take whole files; those of integration/ are one, so that their house is built once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "integration" if "/integration/" in file else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch, tmp_path):
     """A test sees defaults, whatever the person's environment or `.env` says."""
