@@ -10,13 +10,16 @@ from orchestration.settings import Settings, load_settings
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Workers take whole files; those of integration/ are one, so that their house is built once."""
+    """Workers take whole files; those of integration/ that share a house are one, so that it is built once."""
     from xdist.scheduler import LoadFileScheduling
+
+    of_their_own = ("test_stream_kills.py", "test_turbofan.py")
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "integration" if "/integration/" in file else file
+            shared = "/integration/" in file and not file.endswith(of_their_own)
+            return "integration" if shared else file
 
     return Scheduling(config, log)
 
