@@ -60,6 +60,7 @@ _OURS = """
 import sys
 from orchestration.connectors import event_stream, lake_files, relational, rest_api
 from orchestration.contracts.raw import build_contract
+from orchestration.landing.checking import sql_types
 from orchestration.landing.land import RawTable, land
 from orchestration.settings import load_settings
 case, url, folder, rows = sys.argv[1:]
@@ -82,7 +83,8 @@ if case == "postgresql":
     source = relational.RelationalTable(url=url, url_setting="", cursor="ordered_at", **common)
     read = relational.read
 elif case == "events":
-    source = event_stream.EventTopic(url=url, topic="orders", url_setting="", **common)
+    source = event_stream.EventTopic(
+        url=url, topic="orders", url_setting="", types=sql_types(contract), **common)
     read = event_stream.read
 elif case == "api":
     source = rest_api.RestEndpoint(base_url=url, path="/orders", url_setting="", **common)

@@ -12,7 +12,7 @@ to landing. It never writes to a source, and a secret never leaves it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,8 @@ class Batch:
         first_time: the source vouches that none of these rows has been sent before.
         separable: these rows are a thing of their own, such as a file: when their shape breaks the
             contract they are set aside together and the rest goes on.
+        as_text: the rows of these numbers with every value as text, where `rows` may have others: what is
+            set aside is the same however it was read.
         present_keys: the key columns of every row that the source holds now; landing marks known
             rows as deleted when their key is not among them. Only on a batch that completes.
     """
@@ -82,6 +84,7 @@ class Batch:
     completes: bool = True
     first_time: bool = False
     separable: bool = False
+    as_text: Callable[[Sequence[int]], pa.Table] | None = None
     present_keys: pa.RecordBatchReader | None = None
 
 

@@ -600,6 +600,7 @@ class EventStreamSource(Source):
     def topic(self, settings: Settings, table: Topic, *, accept_gap: bool = False) -> Any:
         """The topic as connectors/event_stream.py takes it."""
         from orchestration.connectors import event_log, event_stream
+        from orchestration.landing.checking import sql_types
 
         url, topic = settings.value_of(self.url_setting), table.at_source or table.name
         if url.startswith("log://"):  # as a Kafka broker does when it is asked for a new topic
@@ -611,6 +612,7 @@ class EventStreamSource(Source):
             table=table.name,
             url_setting=variable(self.url_setting),
             columns=tuple(table.contract),
+            types=sql_types(self.raw_table(table).contract),
             ignore=tuple(table.ignore),
             decode=table.decode,
             avro_schema=table.avro_schema,

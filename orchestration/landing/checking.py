@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,6 +144,7 @@ def check(
     drift: Drift = "evolve",
     types: dict[str, str] | None = None,
     may_widen: Callable[[str, str], bool] = lambda column, to: True,
+    as_text: Callable[[Sequence[int]], pyarrow.Table] | None = None,
 ) -> Checked:
     """Split `rows` into those that hold the contract and those that do not, with reasons.
 
@@ -158,6 +159,7 @@ def check(
         types: the raw table's columns as they are now, which earlier drift may have made more or
             wider than the contract's; None: the contract's.
         may_widen: asked before a column is widened.
+        as_text: gives rows, by their numbers, as they arrived, where `rows` holds what was read of them.
 
     Raises:
         MendableError: the shape of `rows` is one that `drift` does not admit.
@@ -201,12 +203,20 @@ def check(
         good = cast.drop_columns([_REASONS])
         if reasons.is_empty():
             return Checked(good, _no_bad_rows(), types, changes)
-        bad = _bad_rows(connection, arrived, reasons)
         is_good = (
             pl.DataFrame({_ROW: range(good.num_rows)}, schema={_ROW: pl.Int64})
             .join(reasons.select(_ROW, bad=True), on=_ROW, how="left", maintain_order="left")["bad"]
             .is_null()
         )
+        if as_text is not None:  # then the bad rows alone are what arrived
+            texts = as_text(reasons[_ROW].to_list())
+            if SOURCE_POSITION in arrived:
+                places = rows[SOURCE_POSITION].take(reasons[_ROW].to_arrow())
+                texts = texts.append_column(SOURCE_POSITION, places)
+            connection.register("arrived", texts)
+            arrived = dict.fromkeys(texts.column_names, "VARCHAR")
+            reasons = reasons.with_columns(pl.Series(_ROW, range(len(reasons)), pl.Int64))
+        bad = _bad_rows(connection, arrived, reasons)
         return Checked(good.filter(is_good.to_arrow()), bad, types, changes)
     finally:
         connection.close()
@@ -365,7 +375,8 @@ def _conversion(value: str, source: str, target: str) -> tuple[str, str | None]:
             scale = _precision(target)[1] if target.startswith("DECIMAL") else 0
             # In few digits with an exponent a double is exact enough to tell numbers apart.
             same = (
-                f"case when not regexp_matches({value}, '[.eE]') then true"
+                f"case when cast({cast} as varchar) = {value} then true"
+                f" when not regexp_matches({value}, '[.eE]') then true"
                 f" when not regexp_matches({value}, '[eE]')"
                 f" then length(rtrim(split_part({value}, '.', 2), '0 ')) <= {scale}"
                 f" else length({value}) <= 20"

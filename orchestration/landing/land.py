@@ -290,6 +290,7 @@ class _Load:
                     drift=self.table.drift,
                     types=self.types,
                     may_widen=self._may_widen,
+                    as_text=batch.as_text,
                 )
             except MendableError as error:
                 if not batch.separable:
