@@ -117,7 +117,7 @@ class KafkaPublisher(Publisher):
         self._producer = Producer(
             self._options
             | {
-                "linger.ms": 0,
+                "linger.ms": 1,
                 "enable.idempotence": True,
                 "queue.buffering.max.messages": UNCONFIRMED,
                 "message.timeout.ms": 0,  # a broker that is away is waited for
