@@ -6,13 +6,47 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Barrier
 
+import duckdb
 import pytest
 
 from orchestration.errors import MendableError
 from orchestration.settings import Settings, load_settings
-from orchestration.warehouse.connect import attach_statement, connect, writing
+from orchestration.warehouse import connect as connecting
+from orchestration.warehouse.connect import attach_statement, connect, kept_open, writing
+from orchestration.warehouse.frames import table_exists
+
+
+def test_connections_that_are_alike_share_the_warehouse_and_nothing_that_is_one_s_own(settings):
+    with kept_open(settings), connect(settings) as one, connect(settings) as other:
+        one.execute("create schema raw; create table raw.t as select 1 as a")
+        one.execute(
+            "create temp table own as select 2 as a; set variable v = 3; set TimeZone = 'UTC'"
+        )
+        other.execute("set TimeZone = 'Asia/Tokyo'")
+        assert other.execute("from raw.t").fetchall() == [(1,)]
+        assert other.execute("select getvariable('v')").fetchall() == [(None,)]
+        with pytest.raises(duckdb.CatalogException):
+            other.execute("from temp.own")
+        assert one.execute("select current_setting('TimeZone')").fetchall() == [("UTC",)]
+        with connect(settings, read_only=True) as reader:
+            with pytest.raises(duckdb.Error, match="read-only"):
+                reader.execute("insert into raw.t values (4)")
+            other.execute("insert into raw.t values (5)")
+            assert reader.execute("select count(*) from raw.t").fetchall() == [(2,)]
+
+
+def test_a_table_that_is_not_there_leaves_the_transaction_as_it_was(settings):
+    with connect(settings) as connection:
+        connection.execute("create schema raw; create table raw.t as select 1 as a")
+        connection.execute("begin; insert into raw.t values (2)")
+        assert table_exists(connection, "raw", "t")
+        assert not table_exists(connection, "raw", "no such")
+        assert not table_exists(connection, "none", "t")
+        connection.execute("commit")
+        assert connection.execute("select count(*) from raw.t").fetchall() == [(2,)]
 
 
 def test_a_reader_sees_the_last_commit_while_a_writer_is_inside_a_transaction(settings):
@@ -37,13 +71,15 @@ def test_a_second_writer_is_told_who_writes_and_what_to_do(settings):
     assert "run the command again" in str(caught.value)
 
 
-def test_whoever_opens_a_new_warehouse_at_once_finds_one_that_is_whole(tmp_path):
+def test_whoever_opens_a_new_warehouse_at_once_finds_one_that_is_whole(tmp_path, monkeypatch):
     """Each with an engine of its own, as processes have; only the catalog is between them."""
+    monkeypatch.setattr(connecting, "_ATTACHING", nullcontext())
     many, start = 6, Barrier(6)
 
     def write(number: int, where: Settings) -> None:
+        own = where.model_copy(update={"threads": number + 1})  # connections alike share an engine
         start.wait()
-        with connect(where) as connection, writing(where, "a test"):
+        with connect(own) as connection, writing(where, "a test"):
             connection.execute(f"create schema s{number}")
 
     for turn in range(3):
