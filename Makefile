@@ -136,7 +136,7 @@ settings: $(INSTALLED) ## every setting, its value and what it means
 	@$(BIN)/watershed settings
 
 test: $(INSTALLED) ## unit and integration tests; no server needed
-	@$(BIN)/pytest tests --ignore=tests/services --numprocesses auto --no-loadscope-reorder
+	@$(BIN)/pytest tests --ignore=tests/services --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 services: $(INSTALLED) ## tests against real servers, which it starts
 	@.ci/servers.py $(BIN)/pytest tests/services
