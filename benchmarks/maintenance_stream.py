@@ -197,7 +197,7 @@ class Heard:
         self._done, (self._told, telling) = context.Event(), context.Pipe(duplex=False)
         known = (settings.data_dir, settings.value_of("plant_stream_url"), telling, self._done)
         self._process = context.Process(
-            target=hear, args=(*known, self.count, self.begun, self.ended)
+            target=hear, args=(*known, self.count, self.begun, self.ended), daemon=True
         )
         self._process.start()
 

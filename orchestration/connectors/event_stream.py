@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -53,7 +53,6 @@ BATCH_ROWS = 70_000
 BATCH_BYTES = 64 << 20
 
 _POLL_ROWS = 20_000
-_UNHURRIED = {"fetch.min.bytes": "262144", "fetch.wait.max.ms": "500"}
 _log = logging.getLogger(__name__)
 
 Decoder = Callable[["pa.Array"], tuple["pa.Table", dict[int, str]]]
@@ -170,9 +169,7 @@ def follow(
         MendableError: events are gone at the source, or the topic is.
     """
     make = BatchMaker(source)
-    # What waits for others anyway need not be fetched as it comes: so a broker has time for who is in a hurry.
-    unhurried = replace(source, options={**_UNHURRIED, **source.options})
-    with open_consumer(unhurried) as consumer:
+    with open_consumer(source) as consumer:
         consumer.start(position)
         gathered = _gathered(consumer.poll_table, batch_rows, stop, max_wait_seconds)
         yield from _in_turn(consumer, make, position, gathered)

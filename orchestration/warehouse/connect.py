@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 ALIAS = "lake"
 """The warehouse's database name in every connection: `lake.features.feat_household__purchases`."""
 
-_ATTACHING = threading.Lock()
-
 COMPRESSION = "zstd"
 """Of the lake's Parquet files: half the room of the default."""
+
+_ATTACHING = threading.Lock()
+"""DuckLake's ATTACH IF NOT EXISTS is not for two threads of one DuckDB at once."""
 
 
 def attach_statement(settings: Settings, *, read_only: bool = False, migrate: bool = False) -> str:

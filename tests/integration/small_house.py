@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from orchestration.build import prepare_manifest
 from orchestration.command_line import main
 from orchestration.demo import campaign_api, card_payments, plant, retail_db
 from orchestration.demo.card_payments import World
@@ -51,9 +52,14 @@ class House:
         demo = folder / "data" / "demo"
         self.lake, self.stream = demo / "payments_lake", demo / "payments_stream"
         self.plant, self.readings = demo / "plant.sqlite", demo / "plant_stream"
-        self.target = folder / "data" / "dbt"
+        target = folder / "data" / "dbt"  # the project's own is for all tests
+        target.mkdir(parents=True)
+        # Else each dbt reads the whole project again.
+        shutil.copy(prepare_manifest().with_name("partial_parse.msgpack"), target)
         self.settings = load_settings(data_dir=folder / "data")
         self.environment = {
+            "DBT_TARGET_PATH": str(target),
+            "DBT_LOG_PATH": str(target / "logs"),
             "WATERSHED_DATA_DIR": str(folder / "data"),
             "WATERSHED_RETAIL_DB_URL": f"sqlite:///{self.database}",
             "WATERSHED_CAMPAIGN_API_URL": self.url,
@@ -66,16 +72,9 @@ class House:
     def run(
         self, *command: str | Path, cwd: Path = ROOT, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command in a process of its own; dbt by itself leaves the project's own target folder alone."""
+        """A command in a process of its own."""
         outside = {n: v for n, v in os.environ.items() if not n.startswith("WATERSHED_")}
         env = {**outside, **self.environment, **environment}
-        if Path(command[0]).name == "dbt":
-            env.setdefault("DBT_TARGET_PATH", str(self.target))
-            env.setdefault("DBT_LOG_PATH", str(self.target / "logs"))
-            if not self.target.exists():
-                self.target.mkdir(parents=True)
-                parsed = ROOT / "dbt_project" / "target" / "partial_parse.msgpack"
-                shutil.copy(parsed, self.target)  # else it reads the whole project again
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
     def watershed(self, *arguments: str, **environment: str) -> Result:

@@ -38,6 +38,22 @@ def test_connections_that_are_alike_share_the_warehouse_and_nothing_that_is_one_
             assert reader.execute("select count(*) from raw.t").fetchall() == [(2,)]
 
 
+def test_threads_that_open_at_once_all_get_the_warehouse(tmp_path):
+    start = Barrier(6)
+
+    def rows(number: int, where: Settings) -> list[tuple]:
+        start.wait()
+        with connect(where, read_only=number % 2 == 0) as connection:
+            return connection.execute("from raw.t").fetchall()
+
+    for turn in range(5):
+        where = load_settings(data_dir=tmp_path / str(turn))
+        with connect(where) as connection:
+            connection.execute("create schema raw; create table raw.t as select 1 as a")
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(rows, range(6), [where] * 6)) == [[(1,)]] * 6
+
+
 def test_a_table_that_is_not_there_leaves_the_transaction_as_it_was(settings):
     with connect(settings) as connection:
         connection.execute("create schema raw; create table raw.t as select 1 as a")
